@@ -32,7 +32,7 @@ class Random {
   }
 
   // Uniform in [0, bound); 0 when bound is 0. The bias is below bound / 2^64.
-  uint64_t below(uint64_t bound) { return static_cast<uint64_t>((static_cast<__extension__ unsigned __int128>(next()) * bound) >> 64); }
+  uint64_t below(uint64_t bound) { return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64); }
   // In [low, high].
   uint64_t between(uint64_t low, uint64_t high) { return low + below(high - low + 1); }
   bool one_in(uint64_t n) { return below(n) == 0; }
