@@ -7,21 +7,23 @@
 // A page's home serialises: it works on one request of a page at a time and queues the others (at most one per node).
 //
 //   kReadRequest   requester -> home   mask bit 0: the page that is waited for; other bits: welcome too
-//   kWriteRequest  requester -> home   one page; kHasCopy when the requester holds a read copy
+//   kWriteRequest  requester -> home   one page; kHasCopy when the requester holds a read copy (a hint: the home
+//                                      believes its own list of sharers)
 //   kGrant         home or owner -> requester   pages with `access`: with bytes, or kZero (never written), or kNoBytes
 //                                      (the requester's copy becomes writable). kFromOwner: answer kDone to the home
 //   kRevoke        home -> sharer      give up the read copy; answered by kRevoked when no program can read it any more
 //   kRevoked       sharer -> home
-//   kForward       home -> owner       send your pages to `requester`: kRead: keep a read copy; kWrite: give them up
-//   kDone          requester -> home   pages that came from an owner have arrived: the home goes on with the page
+//   kForward       home -> owner or sharer   send your pages to `requester`: kRead: keep a read copy; kWrite: give them up
+//   kDone          requester -> home   pages that came from an owner have arrived: the home goes on with the pages
 //   kLost          home -> requester   the only valid copy went with its node
 // Change of view (a node joins, leaves or is lost), the same way for all three:
 //   kFlush         all -> all          I have seen this view; nothing of an older view follows from me
 //   kReport        holder -> new home  mask: I may write these; mask2: I hold read copies of these
-//   kKnown         old home -> new home  mask: pages of the window that were ever granted; mask2: pages that are lost
+//   kKnown         old home -> new home  mask: pages that were ever granted for writing; mask2: pages that are lost
+//   kHole          all -> all          what nobody knows any more, see below
 //   kHandOver      leaving holder -> new home   with bytes: pages that nobody else may have
-//   kReportEnd     all -> all          everything that I hold and know has been said; kComplete: my knowledge as a home of
-//                                      the view before was complete, so what I did not name in my chunks is still zero
+//   kReportEnd     all -> all          everything that I hold and know has been said; kComplete: I was in the view before
+//   kReady         member -> leaving   I rule my pages in this view and have all that you handed over: you may go
 //
 // Sources: the states follow the invalidation protocols of Li and Hudak (1989) and the blocking directory of Sorin, Hill
 // and Wood, "A Primer on Memory Consistency and Cache Coherence"; the view change is a flush as in virtual synchrony.
@@ -42,7 +44,7 @@ namespace kevre::dsm {
 struct PageMessage {
   enum class Kind : uint8_t {
     kReadRequest = 1, kWriteRequest, kGrant, kRevoke, kRevoked, kForward, kDone, kLost,
-    kFlush, kReport, kKnown, kHandOver, kReportEnd,
+    kFlush, kReport, kKnown, kHandOver, kReportEnd, kHole, kReady,
   };
   enum Flag : uint8_t { kHasCopy = 1, kZero = 2, kNoBytes = 4, kFromOwner = 8, kComplete = 16 };
 
