@@ -1,0 +1,97 @@
+#include "tests/transport/backends.h"
+
+#include "base/check.h"
+#include "base/random.h"
+
+namespace kevre::transport::testing {
+namespace {
+
+class UcxCluster final : public Cluster {
+ public:
+  UcxCluster(size_t nodes, const Options& options) {
+    for (size_t i = 0; i < nodes; ++i) {
+      Options mine = options;
+      mine.self = NodeId(static_cast<uint16_t>(i + 1));
+      auto made = create(mine);
+      KEVRE_CHECK(made.has_value(), "{}", made.error().text);
+      nodes_.push_back(std::move(*made));
+    }
+  }
+  size_t size() const override { return nodes_.size(); }
+  Transport& node(size_t index) override { return *nodes_[index]; }
+  void step() override {
+    for (auto& node : nodes_) {
+      if (node) {
+        node->progress();
+      }
+    }
+  }
+  void stop(size_t index) override { nodes_[index].reset(); }
+
+ private:
+  std::vector<std::unique_ptr<Transport>> nodes_;
+};
+
+Backend ucx(const std::string& name, const std::string& tls, const std::string& via) {
+  return {name, via, [tls](size_t nodes, Options options) -> std::unique_ptr<Cluster> {
+            options.kind = "ucx";
+            options.ucx_tls = tls;
+            options.bind_address = "127.0.0.1";
+            return std::make_unique<UcxCluster>(nodes, options);
+          }};
+}
+
+}  // namespace
+
+void Cluster::connect_all() {
+  for (size_t i = 0; i < size(); ++i) {
+    for (size_t k = 0; k < size(); ++k) {
+      if (i != k) {
+        const auto connected = node(i).connect(node(k).self(), node(k).local_address());
+        KEVRE_CHECK(connected.has_value(), "{}", connected.error().text);
+      }
+    }
+  }
+}
+
+bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
+  const Nanos end = now_ns() + deadline_ns;
+  while (!condition()) {
+    if (now_ns() > end) {
+      return condition();
+    }
+    step();
+  }
+  return true;
+}
+
+std::vector<Backend> backends() {
+  return {ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm")};
+}
+
+void Recorder::on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) {
+  messages.push_back({from, {header.begin(), header.end()}, {payload.begin(), payload.end()}});
+  if (also) {
+    also(from, header, payload);
+  }
+}
+void Recorder::on_peer_lost(NodeId peer, const Error& why) { lost.emplace_back(peer, why.text); }
+void Recorder::on_writable(NodeId peer) { writable.push_back(peer); }
+
+std::vector<std::byte> pattern(size_t bytes, uint64_t seed) {
+  std::vector<std::byte> out(bytes);
+  Random random(seed + 1);
+  for (size_t i = 0; i < bytes; i += 8) {
+    const uint64_t word = random.next();
+    for (size_t k = i; k < std::min(bytes, i + 8); ++k) {
+      out[k] = static_cast<std::byte>(word >> (8 * (k - i)));
+    }
+  }
+  return out;
+}
+
+std::span<const std::byte> as_bytes(const std::string& text) {
+  return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
+}
+
+}  // namespace kevre::transport::testing

@@ -1,0 +1,345 @@
+#include "transport/ucx/ucx_transport.h"
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace kevre::transport::ucx {
+namespace {
+
+constexpr unsigned kMessageId = 1;          // UCP active-message id
+constexpr int kProgressCallsMax = 64;       // per progress(), so that other sources of the loop get their turn
+constexpr Nanos kShutdownFlush = 200 * kMillisecond;
+constexpr Nanos kShutdownForce = 300 * kMillisecond;
+
+// An address as we hand it out: magic, checksum, then UCX's own bytes, which UCX trusts blindly.
+constexpr uint32_t kAddressMagic = 0x31415845;  // "EXA1"
+constexpr size_t kAddressPrefix = 8;
+
+uint32_t checksum(std::span<const std::byte> bytes) {  // FNV-1a
+  uint32_t hash = 2166136261u;
+  for (const std::byte byte : bytes) {
+    hash = (hash ^ static_cast<uint32_t>(byte)) * 16777619u;
+  }
+  return hash;
+}
+
+Address wrap_address(std::span<const std::byte> raw) {
+  Address address(kAddressPrefix + raw.size());
+  const uint32_t sum = checksum(raw);
+  std::memcpy(address.data(), &kAddressMagic, sizeof kAddressMagic);
+  std::memcpy(address.data() + 4, &sum, sizeof sum);
+  std::memcpy(address.data() + kAddressPrefix, raw.data(), raw.size());
+  return address;
+}
+
+Result<std::span<const std::byte>> unwrap_address(std::span<const std::byte> address) {
+  if (address.size() <= kAddressPrefix || address.size() > kAddressBytesMax) {
+    return fail(Errc::kCorrupt, "a transport address of {} bytes", address.size());
+  }
+  uint32_t magic = 0;
+  uint32_t sum = 0;
+  std::memcpy(&magic, address.data(), sizeof magic);
+  std::memcpy(&sum, address.data() + 4, sizeof sum);
+  const auto raw = address.subspan(kAddressPrefix);
+  if (magic != kAddressMagic || sum != checksum(raw)) {
+    return fail(Errc::kCorrupt, "not an address of the ucx transport, or damaged (do all nodes run one version?)");
+  }
+  return raw;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> UcxTransport::create(const Options& options) {
+  redirect_log();
+  std::unique_ptr<UcxTransport> transport(new UcxTransport(options));
+  KEVRE_TRY(transport->start());
+  return transport;
+}
+
+Result<void> UcxTransport::start() {
+  KEVRE_ASSIGN(ucp_context_h context, create_context(options_.ucx_tls, options_.bind_address));
+  context_.reset(context);
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  params.thread_mode = UCS_THREAD_MODE_SINGLE;
+  ucs_status_t status = ucp_worker_create(context, &params, &worker_);
+  if (status != UCS_OK) {
+    worker_ = nullptr;
+    return tl::unexpected(error_of(status, "ucp_worker_create"));
+  }
+  status = ucp_worker_get_efd(worker_, &wake_fd_);
+  if (status != UCS_OK) {
+    return tl::unexpected(error_of(status, "ucp_worker_get_efd: no transport of UCX here can wake a sleeper"));
+  }
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                       UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  handler.id = kMessageId;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
+  handler.cb = &UcxTransport::on_arrival;
+  handler.arg = this;
+  status = ucp_worker_set_am_recv_handler(worker_, &handler);
+  if (status != UCS_OK) {
+    return tl::unexpected(error_of(status, "ucp_worker_set_am_recv_handler"));
+  }
+  ucp_address_t* address = nullptr;
+  size_t length = 0;
+  status = ucp_worker_get_address(worker_, &address, &length);
+  if (status != UCS_OK) {
+    return tl::unexpected(error_of(status, "ucp_worker_get_address"));
+  }
+  address_ = wrap_address({reinterpret_cast<const std::byte*>(address), length});
+  ucp_worker_release_address(worker_, address);
+  if (address_.size() > kAddressBytesMax) {
+    return fail(Errc::kExhausted, "the UCX address has {} bytes, more than {}: name one interface (bind address)",
+                address_.size(), kAddressBytesMax);
+  }
+  return {};
+}
+
+// Grows over the life of the node and across restarts of its process, so that a later incarnation is the larger one.
+uint64_t UcxTransport::next_incarnation() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const uint64_t clock = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+  last_incarnation_ = std::max(last_incarnation_ + 1, clock);
+  return last_incarnation_;
+}
+
+Result<void> UcxTransport::connect(NodeId peer, std::span<const std::byte> address) {
+  if (peer == kNoNode || peer == options_.self) {
+    return fail(Errc::kInvalid, "node {} cannot connect to node {}", options_.self, peer);
+  }
+  if (link_of(peer) != nullptr) {
+    return fail(Errc::kExists, "node {} is connected already", peer);
+  }
+  KEVRE_ASSIGN(const auto raw, unwrap_address(address));
+  auto link = std::make_unique<Link>();
+  link->peer = peer;
+  link->own = next_incarnation();
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(raw.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = &UcxTransport::on_endpoint_error;
+  params.err_handler.arg = this;
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &link->endpoint);
+  if (status != UCS_OK) {
+    return tl::unexpected(error_of(status, fmt::format("connecting to node {}", peer)));
+  }
+  Acquaintance& known = acquaintances_[peer];
+  if (!known.held.empty()) {
+    link->remote = known.held.front().wire.from_link;
+    link->holding = true;
+    to_deliver_.push_back(peer);
+  }
+  if (links_.size() <= peer.value) {
+    links_.resize(size_t{peer.value} + 1);
+  }
+  links_[peer.value] = std::move(link);
+  return {};
+}
+
+void UcxTransport::disconnect(NodeId peer) {
+  Link* link = link_of(peer);
+  if (link == nullptr) {
+    return;
+  }
+  if (link->open) {
+    send_reset(link, link->remote);  // over shared memory the peer would not notice
+  }
+  Acquaintance& known = acquaintances_[peer];
+  known.newest_dead = std::max(known.newest_dead, link->remote);
+  if (link->holding) {
+    drop_held(&known);  // else they are of a newer incarnation, and wait for the next connect()
+  }
+  std::erase_if(lost_, [peer](const Lost& lost) { return lost.peer == peer; });
+  link->open = false;
+  ended_.push_back(std::move(links_[peer.value]));
+}
+
+Capabilities UcxTransport::capabilities(NodeId peer) const {
+  Capabilities capabilities;
+  Link* link = link_of(peer);
+  if (link == nullptr || !link->open) {
+    return capabilities;
+  }
+  if (link->via.empty() || link->via == "ucx") {
+    link->via = carrier_of(link->endpoint);
+  }
+  capabilities.via = link->via;
+  return capabilities;
+}
+
+void UcxTransport::set_handler(Service service, Handler* handler) {
+  const auto index = static_cast<size_t>(service);
+  KEVRE_CHECK(index < kServices, "service {}", index);
+  KEVRE_CHECK(handler == nullptr || handlers_[index] == nullptr, "service {} has a handler already", index);
+  handlers_[index] = handler;
+}
+
+size_t UcxTransport::queued_bytes(NodeId peer) const {
+  const Link* link = link_of(peer);
+  return link == nullptr ? 0 : link->queued_bytes;
+}
+
+int UcxTransport::progress() {
+  KEVRE_CHECK(!in_progress_, "a handler called progress()");
+  in_progress_ = true;
+  int done = act_on_notes();
+  for (int i = 0; i < kProgressCallsMax; ++i) {
+    const unsigned got = ucp_worker_progress(worker_);
+    if (got == 0) {
+      break;
+    }
+    done += static_cast<int>(got);
+  }
+  done += act_on_notes();
+  in_progress_ = false;
+  return done;
+}
+
+bool UcxTransport::arm() {
+  if (!to_deliver_.empty() || !lost_.empty() || !writable_.empty()) {
+    return false;
+  }
+  for (const auto& link : ended_) {
+    if (link->closing == nullptr) {
+      return false;  // its endpoint is still to be closed
+    }
+  }
+  const ucs_status_t status = ucp_worker_arm(worker_);
+  if (status != UCS_OK && status != UCS_ERR_BUSY && !arm_failed_) {
+    arm_failed_ = true;
+    KEVRE_LOG_ERROR("ucx: cannot sleep, so this node polls: {}", ucs_status_string(status));
+  }
+  return status == UCS_OK;
+}
+
+int UcxTransport::act_on_notes() {
+  int done = 0;
+  if (!lost_.empty()) {
+    done += report_lost();
+  }
+  if (!to_deliver_.empty()) {
+    done += deliver_held();
+  }
+  if (!writable_.empty()) {
+    done += report_writable();
+  }
+  if (!ended_.empty()) {
+    done += reap_closed();
+  }
+  return done;
+}
+
+void UcxTransport::on_endpoint_error(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
+  auto* self = static_cast<UcxTransport*>(argument);
+  for (const auto& link : self->links_) {
+    if (link != nullptr && link->endpoint == endpoint) {
+      self->note_lost(link.get(), Error{Errc::kPeerLost, 0, fmt::format("the connection to node {} broke: {}",
+                                                                       link->peer, ucs_status_string(status))});
+      return;
+    }
+  }
+}
+
+// From here on send() answers kPeerLost; the handlers hear of it after ucp_worker_progress().
+void UcxTransport::note_lost(Link* link, Error why) {
+  if (!link->open) {
+    return;
+  }
+  link->open = false;
+  lost_.push_back({link->peer, std::move(why)});
+}
+
+int UcxTransport::report_lost() {
+  std::vector<Lost> lost;
+  lost.swap(lost_);
+  for (const Lost& one : lost) {
+    const Link* link = link_of(one.peer);
+    if (link == nullptr || link->open) {
+      continue;  // a handler disconnected it meanwhile
+    }
+    Acquaintance& known = acquaintances_[one.peer];
+    known.newest_dead = std::max(known.newest_dead, link->remote);
+    ended_.push_back(std::move(links_[one.peer.value]));
+    for (size_t service = 0; service < kServices; ++service) {
+      if (handlers_[service] != nullptr) {
+        handlers_[service]->on_peer_lost(one.peer, one.why);
+      }
+    }
+  }
+  return static_cast<int>(lost.size());
+}
+
+void UcxTransport::start_close(Link* link, bool force) {
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = force ? static_cast<uint32_t>(UCP_EP_CLOSE_FLAG_FORCE) : 0;
+  ucs_status_ptr_t request = ucp_ep_close_nbx(link->endpoint, &param);
+  link->endpoint = nullptr;
+  link->closing = UCS_PTR_IS_PTR(request) ? request : nullptr;
+}
+
+int UcxTransport::reap_closed() {
+  int done = 0;
+  for (size_t i = 0; i < ended_.size();) {
+    Link* link = ended_[i].get();
+    if (link->endpoint != nullptr) {
+      start_close(link, true);
+      ++done;
+    }
+    if (link->closing != nullptr && ucp_request_check_status(link->closing) != UCS_INPROGRESS) {
+      ucp_request_free(link->closing);
+      link->closing = nullptr;
+      ++done;
+    }
+    if (link->closing == nullptr && link->unfinished_sends == 0) {
+      ended_[i] = std::move(ended_.back());
+      ended_.pop_back();
+    } else {
+      ++i;
+    }
+  }
+  return done;
+}
+
+// Orderly first, so that peers see a closed connection and not a broken one; by force what does not end in time.
+void UcxTransport::shut_down() {
+  handlers_.fill(nullptr);
+  for (auto& link : links_) {
+    if (link != nullptr) {
+      if (link->open) {
+        send_reset(link.get(), link->remote);
+      }
+      const bool force = !link->open;
+      link->open = false;
+      start_close(link.get(), force);
+      ended_.push_back(std::move(link));
+    }
+  }
+  const Nanos start = now_ns();
+  while (!ended_.empty() && now_ns() - start < kShutdownFlush + kShutdownForce) {
+    ucp_worker_progress(worker_);
+    reap_closed();
+  }
+  if (!ended_.empty()) {
+    KEVRE_LOG_WARN("ucx: {} connections did not close in time", ended_.size());
+  }
+}
+
+UcxTransport::~UcxTransport() {
+  if (worker_ != nullptr) {
+    shut_down();
+    ucp_worker_destroy(worker_);
+  }
+}
+
+}  // namespace kevre::transport::ucx
