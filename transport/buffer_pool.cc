@@ -20,7 +20,8 @@ BufferPool::~BufferPool() {
 }
 
 Buffer BufferPool::take(size_t bytes) {
-  const unsigned bits = std::max(kSmallestBits, static_cast<unsigned>(std::bit_width(std::max<size_t>(bytes, 1) - 1)));
+  const unsigned bits =
+      std::max(kSmallestBits, static_cast<unsigned>(std::bit_width(std::max<size_t>(bytes, 1) - 1)));
   KEVRE_CHECK(bits <= kLargestBits, "a buffer of {} bytes", bytes);
   const size_t capacity = size_t{1} << bits;
   auto& list = free_[bits - kSmallestBits];

@@ -1,8 +1,8 @@
-// BufferPool: message buffers in power-of-two classes, kept after use so that a warmed-up transport does not call
-// malloc. What is kept is bounded (kKeptBytesMax); beyond it a returned buffer is freed.
-// Owns the free buffers; buffers given out keep a pointer to the pool, so the pool outlives them: a transport holds it
-// until every Buffer came back (shared ownership is not needed because a Buffer may not outlive its transport).
-// Threads: the transport's. Tested in tests/transport/buffer_pool_test.cc.
+// BufferPool: message buffers in power-of-two classes, kept after use so that a warmed-up transport does not
+// call malloc. What is kept is bounded (kKeptBytesMax); beyond it a returned buffer is freed. Owns the free
+// buffers; buffers given out keep a pointer to the pool, so the pool outlives them: a transport holds it
+// until every Buffer came back (shared ownership is not needed because a Buffer may not outlive its
+// transport). Threads: the transport's. Tested in tests/transport/buffer_pool_test.cc.
 #pragma once
 
 #include <array>

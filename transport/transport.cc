@@ -5,11 +5,14 @@
 namespace kevre::transport {
 namespace {
 tl::unexpected<Error> no_one_sided() {
-  return fail(Errc::kUnsupported, "this transport has no one-sided operations: ask capabilities() and send a message");
+  return fail(Errc::kUnsupported,
+              "this transport has no one-sided operations: ask capabilities() and send a message");
 }
 }  // namespace
 
-Result<RegionKey> Transport::register_region(std::span<std::byte> /*memory*/) { return no_one_sided(); }
+Result<RegionKey> Transport::register_region(std::span<std::byte> /*memory*/) {
+  return no_one_sided();
+}
 void Transport::deregister_region(const RegionKey& /*key*/) {}
 
 Result<void> Transport::read(NodeId /*peer*/, RemoteAddress /*from*/, std::span<std::byte> /*to*/,
@@ -22,7 +25,8 @@ Result<void> Transport::write(NodeId /*peer*/, std::span<const std::byte> /*from
   return no_one_sided();
 }
 
-Result<void> Transport::fetch_add(NodeId /*peer*/, RemoteAddress /*at*/, uint64_t /*addend*/, Completion /*done*/) {
+Result<void> Transport::fetch_add(NodeId /*peer*/, RemoteAddress /*at*/, uint64_t /*addend*/,
+                                  Completion /*done*/) {
   return no_one_sided();
 }
 
@@ -39,7 +43,8 @@ Result<std::unique_ptr<Transport>> create(const Options& options) {
     return ucx::UcxTransport::create(options);
   }
   if (options.kind == "verbs") {
-    return fail(Errc::kUnsupported, "transport verbs is not in this build yet: use --transport ucx (or auto)");
+    return fail(Errc::kUnsupported,
+                "transport verbs is not in this build yet: use --transport ucx (or auto)");
   }
   return fail(Errc::kInvalid, "transport '{}' does not exist: use auto, ucx or verbs", options.kind);
 }

@@ -8,7 +8,8 @@
 namespace kevre::transport {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the wire is little-endian: add byte swaps for this machine");
+static_assert(std::endian::native == std::endian::little,
+              "the wire is little-endian: add byte swaps for this machine");
 
 struct Layout {  // as on the wire
   uint32_t magic;
@@ -29,7 +30,8 @@ bool kind_and_service_are_known(const Layout& wire) {
   if (wire.kind == static_cast<uint8_t>(WireKind::kReset)) {
     return wire.service == 0 && wire.header_bytes == 0 && wire.payload_bytes == 0;
   }
-  return wire.kind == static_cast<uint8_t>(WireKind::kMessage) && wire.service >= 1 && wire.service < kServices;
+  return wire.kind == static_cast<uint8_t>(WireKind::kMessage) && wire.service >= 1 &&
+         wire.service < kServices;
 }
 
 }  // namespace
@@ -51,7 +53,8 @@ void encode_wire_header(const WireHeader& header, std::byte* out) {
   std::memcpy(out, &wire, sizeof wire);
 }
 
-WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag, NodeId self) {
+WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag,
+                               NodeId self) {
   WireDecoded decoded;
   if (head.size() < kWireHeaderBytes) {
     return decoded;
@@ -73,9 +76,15 @@ WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_b
     decoded.verdict = WireVerdict::kBadKind;
   } else {
     decoded.verdict = WireVerdict::kGood;
-    decoded.header = {static_cast<WireKind>(wire.kind), static_cast<Service>(wire.service), NodeId(wire.from),
-                      NodeId(wire.to),                  wire.tag,                           wire.from_link,
-                      wire.to_link,                     wire.sequence,                      wire.payload_bytes,
+    decoded.header = {static_cast<WireKind>(wire.kind),
+                      static_cast<Service>(wire.service),
+                      NodeId(wire.from),
+                      NodeId(wire.to),
+                      wire.tag,
+                      wire.from_link,
+                      wire.to_link,
+                      wire.sequence,
+                      wire.payload_bytes,
                       wire.header_bytes};
     decoded.service_header = head.subspan(kWireHeaderBytes);
   }

@@ -1,8 +1,8 @@
-// The transport's own header, in front of the service header of every message between nodes (little-endian, fixed).
-// It lets a receiver know a stranger: cluster tag, sender, addressee, and which incarnation of the link the message
-// belongs to, so that a peer that connected again starts afresh instead of continuing an old numbering.
-// Owns nothing; pure functions; any thread. Tested in tests/transport/wire_header_test.cc; fuzzed by
-// tests/fuzz/transport_header_fuzz.cc.
+// The transport's own header, in front of the service header of every message between nodes (little-endian,
+// fixed). It lets a receiver know a stranger: cluster tag, sender, addressee, and which incarnation of the
+// link the message belongs to, so that a peer that connected again starts afresh instead of continuing an old
+// numbering. Owns nothing; pure functions; any thread. Tested in tests/transport/wire_header_test.cc; fuzzed
+// by tests/fuzz/transport_header_fuzz.cc.
 #pragma once
 
 #include <cstddef>
@@ -48,14 +48,15 @@ enum class WireVerdict : uint8_t {
 
 struct WireDecoded {
   WireVerdict verdict = WireVerdict::kBadLength;
-  WireHeader header;                            // meaningful only when kGood
-  std::span<const std::byte> service_header;    // within `head`
+  WireHeader header;                          // meaningful only when kGood
+  std::span<const std::byte> service_header;  // within `head`
 };
 
 // `out` has room for kWireHeaderBytes.
 void encode_wire_header(const WireHeader& header, std::byte* out);
 
 // `head` is the wire header followed by the service header; `payload_bytes` is what arrived beside it.
-WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag, NodeId self);
+WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag,
+                               NodeId self);
 
 }  // namespace kevre::transport

@@ -69,14 +69,19 @@ std::vector<Backend> backends() {
   return {ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm")};
 }
 
-void Recorder::on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) {
+void Recorder::on_message(NodeId from, std::span<const std::byte> header,
+                          std::span<const std::byte> payload) {
   messages.push_back({from, {header.begin(), header.end()}, {payload.begin(), payload.end()}});
   if (also) {
     also(from, header, payload);
   }
 }
-void Recorder::on_peer_lost(NodeId peer, const Error& why) { lost.emplace_back(peer, why.text); }
-void Recorder::on_writable(NodeId peer) { writable.push_back(peer); }
+void Recorder::on_peer_lost(NodeId peer, const Error& why) {
+  lost.emplace_back(peer, why.text);
+}
+void Recorder::on_writable(NodeId peer) {
+  writable.push_back(peer);
+}
 
 std::vector<std::byte> pattern(size_t bytes, uint64_t seed) {
   std::vector<std::byte> out(bytes);

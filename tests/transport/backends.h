@@ -11,7 +11,8 @@
 
 namespace kevre::transport::testing {
 
-// A set of transports, nodes 1..n, not yet connected. step() lets every one make progress (and simulated time pass).
+// A set of transports, nodes 1..n, not yet connected. step() lets every one make progress (and simulated time
+// pass).
 class Cluster {
  public:
   virtual ~Cluster() = default;
@@ -39,7 +40,8 @@ struct Message {
 };
 class Recorder : public Handler {
  public:
-  void on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) override;
+  void on_message(NodeId from, std::span<const std::byte> header,
+                  std::span<const std::byte> payload) override;
   void on_peer_lost(NodeId peer, const Error& why) override;
   void on_writable(NodeId peer) override;
 

@@ -56,8 +56,34 @@ TEST_P(Conformance, AMessageArrivesWithItsHeaderAndPayload) {
 
 TEST_P(Conformance, EverySizeArrivesUnchangedAndInOrder) {
   start(2);
-  std::vector<size_t> sizes = {0, 1, 2, 3, 7, 8, 63, 64, 65, 4095, 4096, 4097, 7999, 8192, 8256, 8257, 16383, 65535, 65536, 65537,
-                               131071, 131072, 131073, 262143, 1048577, 8388607, kPayloadBytesMax - 1, kPayloadBytesMax};
+  std::vector<size_t> sizes = {0,
+                               1,
+                               2,
+                               3,
+                               7,
+                               8,
+                               63,
+                               64,
+                               65,
+                               4095,
+                               4096,
+                               4097,
+                               7999,
+                               8192,
+                               8256,
+                               8257,
+                               16383,
+                               65535,
+                               65536,
+                               65537,
+                               131071,
+                               131072,
+                               131073,
+                               262143,
+                               1048577,
+                               8388607,
+                               kPayloadBytesMax - 1,
+                               kPayloadBytesMax};
   for (size_t i = 0; i < sizes.size(); ++i) {
     send(0, kTwo, pattern(i % 257, i), pattern(sizes[i], i));
   }

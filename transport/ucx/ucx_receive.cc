@@ -1,4 +1,5 @@
-// Receiving: from UCX's callback to the service's handler, past every check that a stranger's message must fail.
+// Receiving: from UCX's callback to the service's handler, past every check that a stranger's message must
+// fail.
 #include <algorithm>
 #include <cstring>
 
@@ -15,8 +16,8 @@ ucs_status_t UcxTransport::on_arrival(void* transport, const void* head, size_t 
     ++self->counters_.rejected;  // we never send so
     return UCS_OK;
   }
-  const WireDecoded decoded = decode_wire_header({static_cast<const std::byte*>(head), head_bytes}, data_bytes,
-                                                 self->options_.cluster_tag, self->options_.self);
+  const WireDecoded decoded = decode_wire_header({static_cast<const std::byte*>(head), head_bytes},
+                                                 data_bytes, self->options_.cluster_tag, self->options_.self);
   if (decoded.verdict != WireVerdict::kGood) {
     ++self->counters_.rejected;
     return UCS_OK;
@@ -101,10 +102,12 @@ void UcxTransport::keep_early(Link* link, const WireHeader& wire, std::span<cons
     return;
   }
   const size_t bytes = header.size() + payload.size();
-  if (wire.sequence - link->next_to_receive > kReorderMessagesMax || link->early_bytes + bytes > kHeldBytesMax) {
+  if (wire.sequence - link->next_to_receive > kReorderMessagesMax ||
+      link->early_bytes + bytes > kHeldBytesMax) {
     ++counters_.rejected;
-    note_lost(link, Error{Errc::kPeerLost, 0, fmt::format("messages of node {} are missing: expected number {}, got {}",
-                                                         wire.from, link->next_to_receive, wire.sequence)});
+    note_lost(link, Error{Errc::kPeerLost, 0,
+                          fmt::format("messages of node {} are missing: expected number {}, got {}",
+                                      wire.from, link->next_to_receive, wire.sequence)});
     return;
   }
   link->early.emplace(wire.sequence, copy_of(wire, header, payload));
@@ -119,12 +122,13 @@ void UcxTransport::deliver_early(Link* link) {
     link->early.erase(link->early.begin());
     link->early_bytes -= next.bytes.size();
     ++link->next_to_receive;
-    deliver(next.wire, next.bytes.bytes().first(next.wire.header_bytes), next.bytes.bytes().subspan(next.wire.header_bytes));
+    deliver(next.wire, next.bytes.bytes().first(next.wire.header_bytes),
+            next.bytes.bytes().subspan(next.wire.header_bytes));
   }
 }
 
-// Until connect(). What goes beyond the bounds is refused together with all that follows it on that link, so that the
-// sender hears of it instead of missing one message.
+// Until connect(). What goes beyond the bounds is refused together with all that follows it on that link, so
+// that the sender hears of it instead of missing one message.
 bool UcxTransport::hold(const WireHeader& wire, std::span<const std::byte> header,
                         std::span<const std::byte> payload) {
   Acquaintance& known = acquaintances_[wire.from];

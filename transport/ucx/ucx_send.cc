@@ -1,4 +1,5 @@
-// Sending: admission (back-pressure), the slots that keep a message alive until UCX is done with it, and completion.
+// Sending: admission (back-pressure), the slots that keep a message alive until UCX is done with it, and
+// completion.
 #include <cstring>
 
 #include "base/check.h"
@@ -21,15 +22,16 @@ Result<void> UcxTransport::send(NodeId to, Service service, std::span<const std:
   return post(link, service, header, std::move(copy));
 }
 
-Result<void> UcxTransport::send(NodeId to, Service service, std::span<const std::byte> header, Buffer payload) {
+Result<void> UcxTransport::send(NodeId to, Service service, std::span<const std::byte> header,
+                                Buffer payload) {
   KEVRE_ASSIGN(Link * link, admit(to, header, payload.size()));
   return post(link, service, header, std::move(payload));
 }
 
 Result<Link*> UcxTransport::admit(NodeId to, std::span<const std::byte> header, size_t payload_bytes) {
   if (header.size() > kHeaderBytesMax || payload_bytes > kPayloadBytesMax) {
-    return fail(Errc::kInvalid, "a message with {} bytes of header and {} of payload is too long", header.size(),
-                payload_bytes);
+    return fail(Errc::kInvalid, "a message with {} bytes of header and {} of payload is too long",
+                header.size(), payload_bytes);
   }
   Link* link = link_of(to);
   if (link == nullptr || !link->open) {
@@ -44,7 +46,8 @@ Result<Link*> UcxTransport::admit(NodeId to, std::span<const std::byte> header, 
   return link;
 }
 
-Result<void> UcxTransport::post(Link* link, Service service, std::span<const std::byte> header, Buffer payload) {
+Result<void> UcxTransport::post(Link* link, Service service, std::span<const std::byte> header,
+                                Buffer payload) {
   WireHeader wire;
   wire.service = service;
   wire.from = options_.self;
@@ -91,8 +94,8 @@ ucs_status_ptr_t UcxTransport::hand_to_ucx(Link* link, SendSlot* slot, size_t he
   param.cb.send = &UcxTransport::on_sent;
   param.user_data = slot;
   const auto payload = slot->payload.bytes();
-  return ucp_am_send_nbx(link->endpoint, kMessageId, slot->head.data(), head_bytes, payload.data(), payload.size(),
-                         &param);
+  return ucp_am_send_nbx(link->endpoint, kMessageId, slot->head.data(), head_bytes, payload.data(),
+                         payload.size(), &param);
 }
 
 // Best effort: whoever misses it notices at the next message.

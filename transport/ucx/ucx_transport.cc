@@ -11,8 +11,8 @@
 namespace kevre::transport::ucx {
 namespace {
 
-constexpr unsigned kMessageId = 1;          // UCP active-message id
-constexpr int kProgressCallsMax = 64;       // per progress(), so that other sources of the loop get their turn
+constexpr unsigned kMessageId = 1;     // UCP active-message id
+constexpr int kProgressCallsMax = 64;  // per progress(), so that other sources of the loop get their turn
 constexpr Nanos kShutdownFlush = 200 * kMillisecond;
 constexpr Nanos kShutdownForce = 300 * kMillisecond;
 
@@ -47,7 +47,8 @@ Result<std::span<const std::byte>> unwrap_address(std::span<const std::byte> add
   std::memcpy(&sum, address.data() + 4, sizeof sum);
   const auto raw = address.subspan(kAddressPrefix);
   if (magic != kAddressMagic || sum != checksum(raw)) {
-    return fail(Errc::kCorrupt, "not an address of the ucx transport, or damaged (do all nodes run one version?)");
+    return fail(Errc::kCorrupt,
+                "not an address of the ucx transport, or damaged (do all nodes run one version?)");
   }
   return raw;
 }
@@ -74,7 +75,8 @@ Result<void> UcxTransport::start() {
   }
   status = ucp_worker_get_efd(worker_, &wake_fd_);
   if (status != UCS_OK) {
-    return tl::unexpected(error_of(status, "ucp_worker_get_efd: no transport of UCX here can wake a sleeper"));
+    return tl::unexpected(
+        error_of(status, "ucp_worker_get_efd: no transport of UCX here can wake a sleeper"));
   }
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
@@ -96,17 +98,20 @@ Result<void> UcxTransport::start() {
   address_ = wrap_address({reinterpret_cast<const std::byte*>(address), length});
   ucp_worker_release_address(worker_, address);
   if (address_.size() > kAddressBytesMax) {
-    return fail(Errc::kExhausted, "the UCX address has {} bytes, more than {}: name one interface (bind address)",
+    return fail(Errc::kExhausted,
+                "the UCX address has {} bytes, more than {}: name one interface (bind address)",
                 address_.size(), kAddressBytesMax);
   }
   return {};
 }
 
-// Grows over the life of the node and across restarts of its process, so that a later incarnation is the larger one.
+// Grows over the life of the node and across restarts of its process, so that a later incarnation is the
+// larger one.
 uint64_t UcxTransport::next_incarnation() {
   timespec now{};
   ::clock_gettime(CLOCK_REALTIME, &now);
-  const uint64_t clock = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+  const uint64_t clock =
+      static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
   last_incarnation_ = std::max(last_incarnation_ + 1, clock);
   return last_incarnation_;
 }
@@ -243,8 +248,9 @@ void UcxTransport::on_endpoint_error(void* argument, ucp_ep_h endpoint, ucs_stat
   auto* self = static_cast<UcxTransport*>(argument);
   for (const auto& link : self->links_) {
     if (link != nullptr && link->endpoint == endpoint) {
-      self->note_lost(link.get(), Error{Errc::kPeerLost, 0, fmt::format("the connection to node {} broke: {}",
-                                                                       link->peer, ucs_status_string(status))});
+      self->note_lost(link.get(), Error{Errc::kPeerLost, 0,
+                                        fmt::format("the connection to node {} broke: {}", link->peer,
+                                                    ucs_status_string(status))});
       return;
     }
   }
@@ -279,10 +285,10 @@ int UcxTransport::report_lost() {
   return static_cast<int>(lost.size());
 }
 
-void UcxTransport::start_close(Link* link, bool force) {
+void UcxTransport::start_close(Link* link) {
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = force ? static_cast<uint32_t>(UCP_EP_CLOSE_FLAG_FORCE) : 0;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
   ucs_status_ptr_t request = ucp_ep_close_nbx(link->endpoint, &param);
   link->endpoint = nullptr;
   link->closing = UCS_PTR_IS_PTR(request) ? request : nullptr;
@@ -293,7 +299,7 @@ int UcxTransport::reap_closed() {
   for (size_t i = 0; i < ended_.size();) {
     Link* link = ended_[i].get();
     if (link->endpoint != nullptr) {
-      start_close(link, true);
+      start_close(link);
       ++done;
     }
     if (link->closing != nullptr && ucp_request_check_status(link->closing) != UCS_INPROGRESS) {
@@ -311,27 +317,37 @@ int UcxTransport::reap_closed() {
   return done;
 }
 
-// Orderly first, so that peers see a closed connection and not a broken one; by force what does not end in time.
+// What was sent goes out first, as long as peers take it; then every endpoint is closed by force. (Closing
+// with a flush waits for the peer to answer, which a peer that is busy or gone does not.)
 void UcxTransport::shut_down() {
   handlers_.fill(nullptr);
   for (auto& link : links_) {
+    if (link != nullptr && link->open) {
+      send_reset(link.get(), link->remote);
+    }
+  }
+  Nanos deadline = now_ns() + kShutdownFlush;
+  while (now_ns() < deadline && std::any_of(links_.begin(), links_.end(), [](const auto& link) {
+           return link != nullptr && link->open && link->unfinished_sends > 0;
+         })) {
+    ucp_worker_progress(worker_);
+  }
+  for (auto& link : links_) {
     if (link != nullptr) {
-      if (link->open) {
-        send_reset(link.get(), link->remote);
-      }
-      const bool force = !link->open;
       link->open = false;
-      start_close(link.get(), force);
       ended_.push_back(std::move(link));
     }
   }
-  const Nanos start = now_ns();
-  while (!ended_.empty() && now_ns() - start < kShutdownFlush + kShutdownForce) {
-    ucp_worker_progress(worker_);
+  deadline = now_ns() + kShutdownForce;
+  do {
     reap_closed();
-  }
-  if (!ended_.empty()) {
-    KEVRE_LOG_WARN("ucx: {} connections did not close in time", ended_.size());
+    ucp_worker_progress(worker_);
+  } while (!ended_.empty() && now_ns() < deadline);
+  for (auto& link : ended_) {
+    KEVRE_LOG_WARN("ucx: the connection to node {} did not close in time", link->peer);
+    if (link->closing != nullptr) {
+      ucp_request_free(link->closing);  // else ucp_worker_destroy() aborts the process
+    }
   }
 }
 

@@ -1,16 +1,19 @@
-// UcxTransport: messages as UCP active messages, over tcp between nodes and shared memory where both ends see it.
+// UcxTransport: messages as UCP active messages, over tcp between nodes and shared memory where both ends see
+// it.
 //
-// One context and one worker (single-threaded) per transport; one endpoint per connected peer. Everything that UCX
-// reports inside ucp_worker_progress() about a link's end (error, completed close, room in a queue) is only noted there
-// and acted upon after it returned: closing an endpoint inside UCX's own callback is not safe.
+// One context and one worker (single-threaded) per transport; one endpoint per connected peer. Everything
+// that UCX reports inside ucp_worker_progress() about a link's end (error, completed close, room in a queue)
+// is only noted there and acted upon after it returned: closing an endpoint inside UCX's own callback is not
+// safe.
 //
-// Links. Each connect() makes a Link with a new incarnation number, which every message carries (wire_header.h). What
-// came from a node that connect() was not called for yet is held (bounded) and delivered once it is. A message of an
-// older incarnation is rejected and answered by a reset, so that its sender reports the peer lost instead of waiting.
+// Links. Each connect() makes a Link with a new incarnation number, which every message carries
+// (wire_header.h). What came from a node that connect() was not called for yet is held (bounded) and
+// delivered once it is. A message of an older incarnation is rejected and answered by a reset, so that its
+// sender reports the peer lost instead of waiting.
 //
-// Order. Everything is sent eagerly (UCP_AM_SEND_FLAG_EAGER): rendezvous would let a small message overtake a large
-// one and buys nothing over tcp or posix shared memory, where UCX copies either way. Sequence numbers check it, and a
-// bounded buffer puts right what some other transport of UCX may reorder.
+// Order. Everything is sent eagerly (UCP_AM_SEND_FLAG_EAGER): rendezvous would let a small message overtake a
+// large one and buys nothing over tcp or posix shared memory, where UCX copies either way. Sequence numbers
+// check it, and a bounded buffer puts right what some other transport of UCX may reorder.
 //
 // Owns: context, worker, endpoints, the buffers of unfinished sends. Threads: see transport.h.
 // Tested in tests/transport/conformance_test.cc, ucx_process_test.cc and ucx_test.cc.
@@ -57,8 +60,8 @@ struct Link {
   size_t unfinished_sends = 0;
   bool was_busy = false;  // send() answered kBusy: on_writable is owed
   bool writable_noted = false;
-  bool open = true;  // false: lost or disconnected, waiting for its endpoint to close
-  bool holding = false;  // the node's held messages go first
+  bool open = true;                   // false: lost or disconnected, waiting for its endpoint to close
+  bool holding = false;               // the node's held messages go first
   std::map<uint64_t, Waiting> early;  // arrived before their predecessors, by sequence
   size_t early_bytes = 0;
   void* closing = nullptr;  // UCX's request while the endpoint closes
@@ -117,7 +120,7 @@ class UcxTransport final : public Transport {
   void note_lost(Link* link, Error why);
   int act_on_notes();
   int report_lost();
-  void start_close(Link* link, bool force);
+  void start_close(Link* link);
   int reap_closed();
   void shut_down();
   static void on_endpoint_error(void* argument, ucp_ep_h endpoint, ucs_status_t status);
@@ -134,8 +137,8 @@ class UcxTransport final : public Transport {
   static void on_sent(void* request, ucs_status_t status, void* slot);
 
   // ucx_receive.cc
-  static ucs_status_t on_arrival(void* transport, const void* head, size_t head_bytes, void* data, size_t data_bytes,
-                                 const ucp_am_recv_param_t* param);
+  static ucs_status_t on_arrival(void* transport, const void* head, size_t head_bytes, void* data,
+                                 size_t data_bytes, const ucp_am_recv_param_t* param);
   void arrived(const WireHeader& wire, std::span<const std::byte> header, std::span<const std::byte> payload);
   void arrived_on(Link* link, const WireHeader& wire, std::span<const std::byte> header,
                   std::span<const std::byte> payload);
@@ -147,7 +150,8 @@ class UcxTransport final : public Transport {
   void deliver_early(Link* link);
   int deliver_held();
   void deliver(const WireHeader& wire, std::span<const std::byte> header, std::span<const std::byte> payload);
-  Waiting copy_of(const WireHeader& wire, std::span<const std::byte> header, std::span<const std::byte> payload);
+  Waiting copy_of(const WireHeader& wire, std::span<const std::byte> header,
+                  std::span<const std::byte> payload);
 
   struct Lost {
     NodeId peer;
@@ -164,8 +168,8 @@ class UcxTransport final : public Transport {
   std::vector<std::unique_ptr<Link>> links_;  // by NodeId
   std::vector<std::unique_ptr<Link>> ended_;  // until their endpoints are closed and their sends returned
   std::unordered_map<NodeId, Acquaintance> acquaintances_;
-  size_t held_bytes_ = 0;                     // of all acquaintances
-  std::vector<NodeId> to_deliver_;            // connected while messages were held
+  size_t held_bytes_ = 0;           // of all acquaintances
+  std::vector<NodeId> to_deliver_;  // connected while messages were held
   std::vector<Lost> lost_;
   std::vector<NodeId> writable_;
   std::vector<std::unique_ptr<SendSlot>> slots_;
