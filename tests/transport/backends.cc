@@ -66,7 +66,7 @@ bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
 }
 
 std::vector<Backend> backends() {
-  return {ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm")};
+  return {ucx("ucx_tcp", "tcp", "tcp")};
 }
 
 void Recorder::on_message(NodeId from, std::span<const std::byte> header,
