@@ -8,7 +8,10 @@
 //   * Effects are executed in the order of the list, completely, before the next event is fed.
 //   * Effects of a frame (kInstall .. kPoison) never fail in the directory's eyes.
 //   * Messages between two nodes arrive in the order sent, or the peer is lost (a view without it follows).
-//   * Every node is fed the same views in the same order.
+//   * Every node is fed the same views in the same order (one that joins: from its own on).
+//   * A node that leaves stays in `left` of the following views until it said kStable for the newest view that it was
+//     fed; then all that it had is with the others and it may go. A node that vanishes earlier is named in `lost`.
+//   * on_hold_over follows every kStartHold some time later, at the latest when nothing else is to do.
 // Protocol, with the argument why each race is excluded: dsm/protocol.h. Tested in tests/dsm/directory_test.cc and by
 // tests/sim (seeded schedules, exhaustive small configurations, bugs put in on purpose).
 // Threads: one owner. Memory: allocates when a page is first touched, not on later faults.
@@ -29,12 +32,14 @@ struct Effect {
   enum class Kind : uint8_t {
     kSend,        // message to `to`, without page bytes
     kSendFrames,  // for each page of message.mask, in order: first do `frame`, then append its 4096 bytes; then send to `to`
-    kInstall,     // pages of (segment, page, mask) become present with `access`; bytes: the payload of the message being
-                  // handled (page k of the mask = k-th 4096 bytes), or zeroes if `zero`; waiting faults are resolved
+    kInstall,     // pages of (segment, page, mask) become present with `access`; waiting faults are resolved. Bytes:
+                  // zeroes if `zero`, else from the payload of the message being handled, which is also in `message`:
+                  // the k-th bit of message.mask is the k-th 4096 bytes (`mask` may leave some of them out)
     kUpgrade,     // a read copy becomes writable; waiting write faults are resolved
     kDrop,        // a read copy is discarded: afterwards no program can read it (PTEs and TLBs of all processes clean)
     kPoison,      // the page is lost: waiting and later accesses get SIGBUS
-    kStartHold,   // feed on_hold_over(segment, page) after the holding time
+    kStartHold,   // feed on_hold_over(segment, page) after the holding time. `access` kRead: only so long that the
+                  // program that waited gets to run (argument in dsm/copies.cc); kWrite: the adaptive time
     kStable,      // the hand-over to `view` is complete on this node
   };
   enum class Frame : uint8_t {
@@ -59,13 +64,14 @@ class Directory {
   struct Options {
     NodeId self;
     // A bug put in on purpose, for the tests of the simulator itself; see tests/sim. Always kNone in production.
-    enum class Bug : uint8_t { kNone, kDropInvalidationAck, kAckBeforeDrop, kGrantBeforeAcks, kForgetSharer } bug = Bug::kNone;
-    bool hold = true;  // ask for kStartHold after write grants
+    enum class Bug : uint8_t { kNone, kDropInvalidationAck, kAckBeforeDrop, kGrantBeforeAcks, kForgetSharer, kDropLateGrant } bug = Bug::kNone;
+    bool hold = true;  // ask for kStartHold after grants that a program waited for
   };
   struct Counters {
     uint64_t read_faults = 0, write_faults = 0, upgrades = 0;  // asked of a home by this node
     uint64_t grants = 0, revokes = 0, forwards = 0;            // given by this node's home part
     uint64_t pages_prefetched = 0, pages_lost = 0;
+    uint64_t ignored = 0;  // messages that made no sense in the state or view they met
   };
 
   explicit Directory(Options options);
@@ -91,6 +97,7 @@ class Directory {
   bool quiescent() const;  // nothing asked for, nothing in the middle, no hand-over: for tests
   const Counters& counters() const;
   NodeId home_of(SegmentId segment, uint64_t page) const;
+  uint64_t digest() const;  // of everything that decides what happens next: for exhaustive tests
 
  private:
   struct Parts;

@@ -18,6 +18,10 @@ struct PageRef {
   friend constexpr auto operator<=>(const PageRef&, const PageRef&) = default;
 };
 
+// The view in which the segment was created: the upper half of its id; 0 when whoever numbers segments does not say.
+// What died in an earlier view cannot have touched it, so its pages are zero without asking anyone (dsm/rebuild.cc).
+constexpr ViewId born(SegmentId segment) { return ViewId(static_cast<uint32_t>(segment.value >> 32)); }
+
 inline constexpr uint64_t kPagesMax = uint64_t{1} << 36;  // 256 TiB in a segment
 
 }  // namespace kevre::dsm
