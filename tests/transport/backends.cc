@@ -2,20 +2,27 @@
 
 #include "base/check.h"
 #include "base/random.h"
+#include "transport/sim/sim_network.h"
 
 namespace kevre::transport::testing {
 namespace {
 
 class UcxCluster final : public Cluster {
  public:
-  UcxCluster(size_t nodes, const Options& options) {
+  UcxCluster(size_t nodes, const Options& options) : options_(options) {
     for (size_t i = 0; i < nodes; ++i) {
       Options mine = options;
       mine.self = NodeId(static_cast<uint16_t>(i + 1));
-      auto made = create(mine);
-      KEVRE_CHECK(made.has_value(), "{}", made.error().text);
-      nodes_.push_back(std::move(*made));
+      nodes_.push_back(make_another(mine));
     }
+  }
+  std::unique_ptr<Transport> make_another(const Options& options) override {
+    Options mine = options_;
+    mine.self = options.self;
+    mine.cluster_tag = options.cluster_tag;
+    auto made = create(mine);
+    KEVRE_CHECK(made.has_value(), "{}", made.error().text);
+    return std::move(*made);
   }
   size_t size() const override { return nodes_.size(); }
   Transport& node(size_t index) override { return *nodes_[index]; }
@@ -29,8 +36,46 @@ class UcxCluster final : public Cluster {
   void stop(size_t index) override { nodes_[index].reset(); }
 
  private:
+  const Options options_;
   std::vector<std::unique_ptr<Transport>> nodes_;
 };
+
+class SimCluster final : public Cluster {
+ public:
+  SimCluster(size_t nodes, const Options& options) {
+    for (size_t i = 0; i < nodes; ++i) {
+      Options mine = options;
+      mine.self = NodeId(static_cast<uint16_t>(i + 1));
+      nodes_.push_back(make_another(mine));
+    }
+  }
+  std::unique_ptr<Transport> make_another(const Options& options) override {
+    auto made = network_.create(options);
+    KEVRE_CHECK(made.has_value(), "{}", made.error().text);
+    return std::move(*made);
+  }
+  size_t size() const override { return nodes_.size(); }
+  Transport& node(size_t index) override { return *nodes_[index]; }
+  void step() override {
+    network_.advance();
+    for (auto& node : nodes_) {
+      if (node) {
+        node->progress();
+      }
+    }
+  }
+  void stop(size_t index) override { nodes_[index].reset(); }
+
+ private:
+  sim::SimNetwork network_{sim::SimOptions{}};
+  std::vector<std::unique_ptr<Transport>> nodes_;
+};
+
+Backend sim_backend() {
+  return {"sim", "sim", [](size_t nodes, const Options& options) -> std::unique_ptr<Cluster> {
+            return std::make_unique<SimCluster>(nodes, options);
+          }};
+}
 
 Backend ucx(const std::string& name, const std::string& tls, const std::string& via) {
   return {name, via, [tls](size_t nodes, Options options) -> std::unique_ptr<Cluster> {
@@ -66,12 +111,14 @@ bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
 }
 
 std::vector<Backend> backends() {
-  return {ucx("ucx_tcp", "tcp", "tcp")};
+  return {sim_backend(), ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm")};
 }
 
 void Recorder::on_message(NodeId from, std::span<const std::byte> header,
                           std::span<const std::byte> payload) {
-  messages.push_back({from, {header.begin(), header.end()}, {payload.begin(), payload.end()}});
+  if (keep) {
+    messages.push_back({from, {header.begin(), header.end()}, {payload.begin(), payload.end()}});
+  }
   if (also) {
     also(from, header, payload);
   }

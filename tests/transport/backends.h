@@ -20,6 +20,8 @@ class Cluster {
   virtual Transport& node(size_t index) = 0;  // 0..n-1; has NodeId index + 1
   virtual void step() = 0;
   virtual void stop(size_t index) = 0;  // destroys that transport
+  virtual std::unique_ptr<Transport> make_another(
+      const Options& options) = 0;  // the caller makes it progress
   void connect_all();
   // Steps until `condition` or `deadline_ns` passed; the condition's last value.
   bool until(const std::function<bool()>& condition, Nanos deadline_ns = 20 * kSecond);
@@ -45,6 +47,7 @@ class Recorder : public Handler {
   void on_peer_lost(NodeId peer, const Error& why) override;
   void on_writable(NodeId peer) override;
 
+  bool keep = true;  // false: only `also` sees the messages
   std::vector<Message> messages;
   std::vector<std::pair<NodeId, std::string>> lost;
   std::vector<NodeId> writable;

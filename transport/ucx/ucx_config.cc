@@ -19,34 +19,34 @@ namespace kevre::transport::ucx {
 namespace {
 
 struct Setting {
-  const char* name;
+  const char* key;       // as ucp_config_modify() wants it: without the transport's prefix where it is UCT's
+  const char* variable;  // as the user would set it
   const char* value;
 };
 
 // Segment sizes: 64 KiB round trips fall from 34 to 21 us with 128k segments over tcp (KERNEL.md D).
-// POSIX_ERROR_HANDLING: without it UCX 1.13 does not offer shared memory to endpoints that want to hear of
+// ERROR_HANDLING: without it UCX 1.13 does not offer shared memory to endpoints that want to hear of
 // failures. KEEPALIVE_INTERVAL: the only way in which UCX sees the death of a shared-memory peer.
 constexpr std::array kSettings = {
-    Setting{"TCP_TX_SEG_SIZE", "128k"},  Setting{"TCP_RX_SEG_SIZE", "128k"},
-    Setting{"TCP_MAX_NUM_EPS", "inf"},   Setting{"ERROR_HANDLING", "y"},
-    Setting{"KEEPALIVE_INTERVAL", "1s"},
+    Setting{"TX_SEG_SIZE", "UCX_TCP_TX_SEG_SIZE", "128k"},
+    Setting{"RX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE", "128k"},
+    Setting{"MAX_NUM_EPS", "UCX_TCP_MAX_NUM_EPS", "inf"},
+    Setting{"MM_ERROR_HANDLING", "UCX_POSIX_ERROR_HANDLING", "y"},
+    Setting{"KEEPALIVE_INTERVAL", "UCX_KEEPALIVE_INTERVAL", "1s"},
 };
 
 // cma is slower than copying here and needs ptrace rights over the peer; sysv segments count against the
 // limits of the machine's IPC namespace, which kevre virtualises.
 constexpr const char* kDefaultTls = "^cma,sysv";
 
-bool user_set(const char* name) {
-  return std::getenv((std::string("UCX_") + name).c_str()) != nullptr;
-}
-
-Result<void> apply(ucp_config_t* config, const char* name, const char* value) {
-  if (user_set(name)) {
+Result<void> apply(ucp_config_t* config, const Setting& setting) {
+  if (std::getenv(setting.variable) != nullptr) {
     return {};
   }
-  const ucs_status_t status = ucp_config_modify(config, name, value);
+  const ucs_status_t status = ucp_config_modify(config, setting.key, setting.value);
   if (status != UCS_OK) {
-    return fail(Errc::kInvalid, "UCX does not take {}={}: {}", name, value, ucs_status_string(status));
+    return fail(Errc::kInvalid, "UCX does not take {}={}: {}", setting.variable, setting.value,
+                ucs_status_string(status));
   }
   return {};
 }
@@ -105,12 +105,12 @@ Result<ucp_context_h> create_context(const std::string& tls, const std::string& 
   }
   const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> owner(config, &ucp_config_release);
   for (const Setting& setting : kSettings) {
-    KEVRE_TRY(apply(config, setting.name, setting.value));
+    KEVRE_TRY(apply(config, setting));
   }
-  KEVRE_TRY(apply(config, "TLS", tls.empty() ? kDefaultTls : tls.c_str()));
+  KEVRE_TRY(apply(config, {"TLS", "UCX_TLS", tls.empty() ? kDefaultTls : tls.c_str()}));
   if (!bind_address.empty()) {
     KEVRE_ASSIGN(const std::string interface, interface_of(bind_address));
-    KEVRE_TRY(apply(config, "NET_DEVICES", interface.c_str()));
+    KEVRE_TRY(apply(config, {"NET_DEVICES", "UCX_NET_DEVICES", interface.c_str()}));
   }
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
