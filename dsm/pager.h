@@ -5,8 +5,19 @@
 // Knows per page: the access of this node, and which Mm may have a writable PTE.
 // Threads: the engine thread only, which also drains the userfaultfds: an unread event makes every UFFDIO call answer
 // EAGAIN, so a call that meets EAGAIN reads the pending events (they are queued, not handled) and tries again.
-// Errors: ESRCH (the address space is gone) is not an error: the Mm is marked dead and dropped.
-// The fault path allocates nothing, logs nothing, takes no lock. Tested in tests/dsm/pager_test.cc and pager_stress.cc.
+// Errors: ESRCH (the address space is gone) is not an error: the Mm is marked dead and the owner drops it.
+// The fault path allocates nothing after warm-up, logs nothing, takes no lock.
+//
+// No memory for a page (UFFDIO_COPY answers ENOMEM): its bytes are kept in a small reserve, the programs go on waiting,
+// and retry_kept() (call it every few milliseconds while has_kept()) installs it when there is memory again. After
+// kGiveUp the waiting programs get SIGBUS, as from a full tmpfs; the bytes stay, and a later access finds them.
+// MADV_DONTNEED by a program loses nothing (the frame stays). MADV_REMOVE punches the frame itself: the program asked for
+// zeroes and gets zeroes, on this node; it is coherent only where this node owns the page.
+// Waiting faults of a lost page: UFFDIO_POISON (Linux 6.6); before that the waiting thread gets SIGBUS by tkill, but
+// only when /proc shows that the thread with that number maps this very segment (pid namespaces may differ).
+//
+// Files: pager.cc (segments, programs), pager_frames.cc (frame calls), pager_events.cc (userfaultfd events),
+// pager_parts.h (what they share), uffd.h (ioctls). Tested in tests/dsm/pager_test.cc and pager_stress.cc.
 #pragma once
 
 #include <cstddef>
@@ -50,15 +61,26 @@ class Pager {
     virtual void on_unmapped(MmId mm, uint64_t address, uint64_t bytes) = 0;
   };
 
+  struct Options {
+    bool old_kernel = false;     // behave as on Linux 5.19 .. 6.3 (MISSING|WP, no CONTINUE|MODE_WP, no POISON)
+    int* copies_to_fail = nullptr;  // tests: while above 0, page installs meet ENOMEM and count it down
+  };
+  struct Counters {
+    uint64_t takes = 0, downgrades = 0, drops = 0, installs = 0, upgrades = 0, local = 0;  // pages
+    uint64_t events = 0, again = 0, rivals = 0, kept = 0;  // rivals: a frame was there that should not (EEXIST)
+  };
+
   // kUnsupported or kDenied with the remedy when userfaultfd is missing or not permitted.
-  static Result<std::unique_ptr<Pager>> create(Sink* sink);
+  static Result<std::unique_ptr<Pager>> create(Sink* sink, const Options& options);
+  static Result<std::unique_ptr<Pager>> create(Sink* sink) { return create(sink, Options{}); }
   ~Pager();
   const Features& features() const;
   int userfaultfd_device() const;  // /dev/userfaultfd, to pass to programs; owned here
 
   // The segment's memfd (sealed against shrinking and growing), created at the first call. kExhausted: no memory for it.
   Result<int> open_segment(SegmentId segment, uint64_t pages);
-  // Frees the frames. Attached programs get SIGBUS.. nothing: they are expected to be gone.
+  uint64_t pages(SegmentId segment) const;  // 0: not open here
+  // Frees the frames. Programs that are still attached get SIGBUS at their next fault.
   void destroy_segment(SegmentId segment);
 
   Result<MmId> adopt(UniqueFd uffd);  // UFFDIO_API on the program's behalf
@@ -67,11 +89,18 @@ class Pager {
   void detach(MmId mm, uint64_t address);  // the mapping that starts at `address`
   void drop(MmId mm);                      // the program is gone
   bool alive(MmId mm);                     // false also marks it dead; one cheap ioctl
+  void list(std::vector<MmId>& mms) const;  // all that were not dropped, also dead ones
 
-  // Reads and reports everything that is pending on one userfaultfd. Returns the number of events.
+  // Reads what is pending on one userfaultfd and reports it, and everything else that is queued. Returns the number of
+  // reports.
   int read_events(MmId mm);
+  // Frame calls may have read events on the way (see EAGAIN above): report them. Call it when effects are done.
+  int report_queued();
 
-  // Frame calls, as the directory's effects ask. `pages` is a mask from `page` on.
+  // Frame calls, as the directory's effects ask. `mask` counts from `page` on; bytes are packed, 4096 per page of the mask.
+  // Pages for which nobody waits are mapped for the program that faulted last in the segment, so that a sequential
+  // reader takes no fault on them; but when nobody waits for any of them, not the first: its fault (resolved locally)
+  // tells the owner that the reader has arrived there.
   void install(SegmentId segment, uint64_t page, uint64_t mask, Access access, std::span<const std::byte> bytes);  // empty bytes: zeroes
   void upgrade(SegmentId segment, uint64_t page);
   void drop_copy(SegmentId segment, uint64_t page, uint64_t mask);
@@ -84,6 +113,9 @@ class Pager {
   bool resolve_locally(const Fault& fault);
 
   Access access(SegmentId segment, uint64_t page) const;
+  bool has_kept() const;
+  void retry_kept();
+  const Counters& counters() const;
 
  private:
   struct Parts;
