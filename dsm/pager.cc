@@ -38,7 +38,8 @@ bool try_continue_protected(int device) {
   const UniqueFd memfd(new_memfd("kevre-probe"));
   const UniqueFd fd(uffd::create(device));
   // Without events: nobody would read the one of our own munmap.
-  constexpr uint64_t kPlain = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+  constexpr uint64_t kPlain =
+      UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
   if (!memfd || !fd || ::ftruncate(memfd.get(), kPageBytes) != 0 || ::pwrite(memfd.get(), "x", 1, 0) != 1 ||
       uffd::api(fd.get(), kPlain, nullptr) != 0) {
     return false;
@@ -77,11 +78,13 @@ Result<UniqueFd> probe_userfaultfd(int device, int device_errno) {
   }
   const int value = errno;
   if (value == ENOSYS) {
-    return fail(Errc::kUnsupported, "this kernel has no userfaultfd; remedy: a kernel with CONFIG_USERFAULTFD");
+    return fail(Errc::kUnsupported,
+                "this kernel has no userfaultfd; remedy: a kernel with CONFIG_USERFAULTFD");
   }
   if (value == EPERM || value == EACCES) {
     return fail(Errc::kDenied,
-                "userfaultfd is not permitted (/dev/userfaultfd: {}); remedy: run as root, or give this user read and "
+                "userfaultfd is not permitted (/dev/userfaultfd: {}); remedy: run as root, or give this user "
+                "read and "
                 "write on /dev/userfaultfd, or sysctl -w vm.unprivileged_userfaultfd=1",
                 std::strerror(device_errno));
   }
@@ -123,7 +126,8 @@ Result<std::unique_ptr<Pager>> Pager::create(Sink* sink, const Options& options)
   }
   constexpr uint64_t kLeast = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
   if ((known & kLeast) != kLeast) {
-    return fail(Errc::kUnsupported, "userfaultfd cannot write-protect shared memory here; remedy: Linux 5.19 or later");
+    return fail(Errc::kUnsupported,
+                "userfaultfd cannot write-protect shared memory here; remedy: Linux 5.19 or later");
   }
   fd.reset(uffd::create(parts->device.get()));
   parts->features.event_fork =
@@ -146,7 +150,8 @@ Result<std::unique_ptr<Pager>> Pager::create(Sink* sink, const Options& options)
   parts->free_waiter = 1;
   parts->reports.reserve(1024);
   parts->scratch.resize(64 * kPageBytes);
-  parts->kept_memory.resize(Parts::kKeptMax * kPageBytes, std::byte{1});  // touched: really there when memory is short
+  parts->kept_memory.resize(Parts::kKeptMax * kPageBytes,
+                            std::byte{1});  // touched: really there when memory is short
   parts->kept.resize(Parts::kKeptMax);
   return std::unique_ptr<Pager>(new Pager(std::move(parts)));
 }
@@ -154,9 +159,15 @@ Result<std::unique_ptr<Pager>> Pager::create(Sink* sink, const Options& options)
 Pager::Pager(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Pager::~Pager() = default;
 
-const Pager::Features& Pager::features() const { return parts_->features; }
-int Pager::userfaultfd_device() const { return parts_->device.get(); }
-const Pager::Counters& Pager::counters() const { return parts_->counters; }
+const Pager::Features& Pager::features() const {
+  return parts_->features;
+}
+int Pager::userfaultfd_device() const {
+  return parts_->device.get();
+}
+const Pager::Counters& Pager::counters() const {
+  return parts_->counters;
+}
 
 Segment* Pager::Parts::segment(SegmentId id) const {
   const auto i = segments.find(id);
@@ -171,41 +182,63 @@ Mm* Pager::Parts::mm(MmId id) const {
   return found == nullptr || found->dropped ? nullptr : found;
 }
 
+// The memfd may exist before its size is known here: a home holds pages of segments that no program of its
+// node uses.
+Segment* Pager::Parts::segment_for_bytes(SegmentId id, uint64_t pages) {
+  Segment* known = segment(id);
+  if (known == nullptr) {
+    auto made = std::make_unique<Segment>();
+    made->id = id;
+    made->memfd.reset(new_memfd(fmt::format("kevre-{}", id)));
+    if (!made->memfd) {
+      return nullptr;
+    }
+    known = made.get();
+    segments.emplace(id, std::move(made));
+  }
+  if (pages > known->pages) {
+    const uint64_t rounded = (pages + kChunkPages - 1) / kChunkPages * kChunkPages;
+    if (known->sized || ::ftruncate(known->memfd.get(), static_cast<off_t>(rounded * kPageBytes)) != 0) {
+      return nullptr;
+    }
+    known->pages = rounded;
+  }
+  return known;
+}
+
 Result<int> Pager::open_segment(SegmentId id, uint64_t pages) {
-  if (Segment* const known = parts_->segment(id)) {
+  if (pages == 0 || pages > kPagesMax) {
+    return fail(Errc::kInvalid, "a segment of {} pages; from 1 to {} are possible", pages, kPagesMax);
+  }
+  Segment* const known = parts_->segment_for_bytes(id, 0);
+  if (known == nullptr) {
+    return fail_errno("memfd for segment {}", id);
+  }
+  if (known->sized) {
     if (pages > known->pages) {
       return fail(Errc::kInvalid, "segment {} has {} pages, not {}", id, known->pages, pages);
     }
     return known->memfd.get();
   }
-  if (pages == 0 || pages > kPagesMax) {
-    return fail(Errc::kInvalid, "a segment of {} pages; from 1 to {} are possible", pages, kPagesMax);
-  }
-  auto made = std::make_unique<Segment>();
-  made->id = id;
-  made->pages = pages;
-  made->memfd.reset(new_memfd(fmt::format("kevre-{}", id)));
-  if (!made->memfd) {
-    return fail_errno("memfd for segment {}", id);
-  }
-  if (::ftruncate(made->memfd.get(), static_cast<off_t>(pages * kPageBytes)) != 0) {
+  if (::ftruncate(known->memfd.get(), static_cast<off_t>(pages * kPageBytes)) != 0) {
     if (errno == EFBIG || errno == EINVAL) {
-      return fail(Errc::kExhausted, "segment {}: the kernel refuses a file of {} bytes", id, pages * kPageBytes);
+      return fail(Errc::kExhausted, "segment {}: the kernel refuses a file of {} bytes", id,
+                  pages * kPageBytes);
     }
     return fail_errno("segment {} of {} bytes", id, pages * kPageBytes);
   }
+  known->pages = pages;
   // Programs hold this descriptor too: without F_SEAL_SEAL one of them could forbid the pager to punch.
-  if (::fcntl(made->memfd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+  if (::fcntl(known->memfd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return fail_errno("sealing segment {}", id);
   }
-  const int fd = made->memfd.get();
-  parts_->segments.emplace(id, std::move(made));
-  return fd;
+  known->sized = true;
+  return known->memfd.get();
 }
 
 uint64_t Pager::pages(SegmentId id) const {
   const Segment* const found = parts_->segment(id);
-  return found == nullptr ? 0 : found->pages;
+  return found == nullptr || !found->sized ? 0 : found->pages;
 }
 
 void Pager::destroy_segment(SegmentId id) {
@@ -232,7 +265,6 @@ void Pager::destroy_segment(SegmentId id) {
       --parts_->kept_count;
     }
   }
-  segment.destroyed = true;
   parts_->old_segments.push_back(std::move(i->second));
   parts_->segments.erase(i);
   parts_->needs_sweep = true;
@@ -264,7 +296,8 @@ int Pager::uffd_of(MmId id) const {
   return mm == nullptr ? -1 : mm->uffd.get();
 }
 
-Attachment* Pager::Parts::add_attachment(Mm& mm, Segment& segment, uint64_t address, uint64_t first, uint64_t pages) {
+Attachment* Pager::Parts::add_attachment(Mm& mm, Segment& segment, uint64_t address, uint64_t first,
+                                         uint64_t pages) {
   auto made = std::make_unique<Attachment>();
   made->mm = &mm;
   made->segment = &segment;
@@ -295,10 +328,12 @@ Result<void> Pager::attach(MmId id, SegmentId segment_id, uint64_t address, uint
   const uint64_t pages = bytes / kPageBytes;
   if (address % kPageBytes != 0 || bytes % kPageBytes != 0 || pages == 0 || pages > segment->pages ||
       address + bytes < address) {
-    return fail(Errc::kInvalid, "attach of {} bytes at {:#x} to a segment of {} pages", bytes, address, segment->pages);
+    return fail(Errc::kInvalid, "attach of {} bytes at {:#x} to a segment of {} pages", bytes, address,
+                segment->pages);
   }
   for (const Attachment* const other : mm->attachments) {
-    if (!other->gone && address < other->address + other->pages * kPageBytes && other->address < address + bytes) {
+    if (!other->gone && address < other->address + other->pages * kPageBytes &&
+        other->address < address + bytes) {
       return fail(Errc::kExists, "something is attached at {:#x} already", other->address);
     }
   }
@@ -320,8 +355,8 @@ Result<void> Pager::attach(MmId id, SegmentId segment_id, uint64_t address, uint
   return {};
 }
 
-// Between mmap and register the kernel may have filled the mapping (MAP_POPULATE, mlockall(MCL_FUTURE)): frames that the
-// table does not know are removed, PTEs of frames that it knows are protected.
+// Between mmap and register the kernel may have filled the mapping (MAP_POPULATE, mlockall(MCL_FUTURE)):
+// frames that the table does not know are removed, PTEs of frames that it knows are protected.
 void Pager::Parts::tidy_mapping(Attachment& attachment) {
   Segment& segment = *attachment.segment;
   const int memfd = segment.memfd.get();
@@ -446,6 +481,8 @@ Access Pager::access(SegmentId id, uint64_t n) const {
   return page == nullptr ? Access::kNone : page->access;
 }
 
-bool Pager::has_kept() const { return parts_->kept_count > 0; }
+bool Pager::has_kept() const {
+  return parts_->kept_count > 0;
+}
 
 }  // namespace kevre::dsm

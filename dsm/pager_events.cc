@@ -1,5 +1,6 @@
-// What userfaultfds say. drain() applies changes of structure (fork, remap, unmap) at once, because the frame call that
-// met EAGAIN goes on right after it and must see the child's PTEs; everything for the owner is queued and reported later.
+// What userfaultfds say. drain() applies changes of structure (fork, remap, unmap) at once, because the frame
+// call that met EAGAIN goes on right after it and must see the child's PTEs; everything for the owner is
+// queued and reported later.
 #include <fcntl.h>
 #include <sched.h>
 #include <time.h>
@@ -62,7 +63,8 @@ int Pager::Parts::drain(Mm& mm) {
         case UFFD_EVENT_REMAP:
           on_remap_event(mm, message.arg.remap.from, message.arg.remap.to, message.arg.remap.len);
           break;
-        case UFFD_EVENT_REMOVE:  // PTEs go away: a later fault finds the frame, or a hole that is filled with zeroes
+        case UFFD_EVENT_REMOVE:  // PTEs go away: a later fault finds the frame, or a hole that is filled with
+                                 // zeroes
           break;
         case UFFD_EVENT_UNMAP:
           unmap(mm, message.arg.remove.start, message.arg.remove.end);
@@ -120,8 +122,8 @@ void Pager::Parts::unmap(Mm& mm, uint64_t start, uint64_t end) {
       copy_writers(*old.segment, old, *left);
     }
     if (end < old_end) {
-      Attachment* const right = add_attachment(mm, *old.segment, end, old.first + (end - old.address) / kPageBytes,
-                                               (old_end - end) / kPageBytes);
+      Attachment* const right = add_attachment(
+          mm, *old.segment, end, old.first + (end - old.address) / kPageBytes, (old_end - end) / kPageBytes);
       copy_writers(*old.segment, old, *right);
     }
     end_attachment(old);
@@ -147,8 +149,9 @@ void Pager::Parts::on_remap_event(Mm& mm, uint64_t from, uint64_t to, uint64_t b
     }
     const uint64_t start = std::max(from, old.address);
     const uint64_t end = std::min(from + bytes, old_end);
-    Attachment* const moved = add_attachment(mm, *old.segment, to + (start - from),
-                                             old.first + (start - old.address) / kPageBytes, (end - start) / kPageBytes);
+    Attachment* const moved =
+        add_attachment(mm, *old.segment, to + (start - from), old.first + (start - old.address) / kPageBytes,
+                       (end - start) / kPageBytes);
     copy_writers(*old.segment, old, *moved);
   }
   unmap(mm, from, from + bytes);
@@ -177,7 +180,8 @@ void Pager::Parts::report_fault(const Report& report) {
     sink->on_fault(fault);
     return;
   }
-  // Moved or unmapped since: the thread looks again. One that comes back and back touches memory whose segment is gone.
+  // Moved or unmapped since: the thread looks again. One that comes back and back touches memory whose
+  // segment is gone.
   who->unknown_times = who->unknown_address == report.address ? who->unknown_times + 1 : 1;
   who->unknown_address = report.address;
   if (who->unknown_times >= kUnknownTimesMax) {

@@ -1,7 +1,7 @@
-// Frame calls: the page state machine of KERNEL.md. Left column (features.minor, Linux 6.4): MISSING|WP|MINOR is
-// registered, a PTE that is none always gives an event. Right column (5.19): MISSING|WP, every PTE that may become
-// present carries a write-protect marker, and because a punch that races with a fault loses markers, they are set
-// again in every mapping after each punch.
+// Frame calls: the page state machine of KERNEL.md. Left column (features.minor, Linux 6.4): MISSING|WP|MINOR
+// is registered, a PTE that is none always gives an event. Right column (5.19): MISSING|WP, every PTE that
+// may become present carries a write-protect marker, and because a punch that races with a fault loses
+// markers, they are set again in every mapping after each punch.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -24,7 +24,9 @@ constexpr uint64_t kRunMax = 64;
 alignas(4096) const std::byte kZeroes[kRunMax * kPageBytes] = {};
 constexpr int kRivalsMax = 8;
 
-off_t offset_of(uint64_t page) { return static_cast<off_t>(page * kPageBytes); }
+off_t offset_of(uint64_t page) {
+  return static_cast<off_t>(page * kPageBytes);
+}
 
 }  // namespace
 
@@ -149,7 +151,8 @@ void Pager::Parts::fill_hole(Attachment& attachment, uint64_t n, Access access, 
   });
 }
 
-// A reader that goes through frames which are here but not mapped: map some behind this one in the same call's time.
+// A reader that goes through frames which are here but not mapped: map some behind this one in the same
+// call's time.
 void Pager::Parts::map_around(Attachment& attachment, uint64_t n) {
   attachment.around = n == attachment.next_local ? std::min<uint32_t>(attachment.around * 2, 64) : 1;
   uint64_t count = 1;
@@ -199,8 +202,8 @@ bool Pager::resolve_locally(const Fault& fault) {
 
 // ---- bytes into frames
 
-int Pager::Parts::copy_in(Attachment& attachment, uint64_t n, uint64_t count, Access access, const std::byte* bytes,
-                          uint64_t* done) {
+int Pager::Parts::copy_in(Attachment& attachment, uint64_t n, uint64_t count, Access access,
+                          const std::byte* bytes, uint64_t* done) {
   *done = 0;
   if (options.copies_to_fail != nullptr && *options.copies_to_fail > 0) {
     --*options.copies_to_fail;
@@ -250,7 +253,8 @@ int Pager::Parts::write_in(Segment& segment, uint64_t n, uint64_t count, const s
   return 0;
 }
 
-// Makes the pages [n, n + count) present. With an attachment they are also mapped in it, and its threads woken.
+// Makes the pages [n, n + count) present. With an attachment they are also mapped in it, and its threads
+// woken.
 void Pager::Parts::put(Segment& segment, Attachment* attachment, uint64_t n, uint64_t count, Access access,
                        const std::byte* bytes) {
   int rivals = 0;
@@ -293,18 +297,21 @@ void Pager::Parts::put(Segment& segment, Attachment* attachment, uint64_t n, uin
   }
 }
 
-void Pager::install(SegmentId id, uint64_t first, uint64_t mask, Access access, std::span<const std::byte> bytes) {
+void Pager::install(SegmentId id, uint64_t first, uint64_t mask, Access access,
+                    std::span<const std::byte> bytes) {
   Parts& parts = *parts_;
-  Segment* const segment = parts.segment(id);
-  if (segment == nullptr) {
+  if (mask == 0) {
     return;
+  }
+  const uint64_t last = first + 63 - static_cast<uint64_t>(__builtin_clzll(mask));
+  Segment* const segment = parts.segment_for_bytes(id, last + 1);
+  if (segment == nullptr) {
+    return;  // past the end, or no descriptor for it
   }
   bool awaited = false;
   Attachment* wanted = nullptr;
-  bool past_end = false;
   for_runs(first, mask, [&](uint64_t n, uint64_t count, uint64_t) {
-    past_end = past_end || n + count > segment->pages;
-    for (uint64_t i = n; i < n + count && !past_end; ++i) {
+    for (uint64_t i = n; i < n + count; ++i) {
       Page& page = segment->page(i);
       if (page.access != Access::kNone || page.flags != 0) {
         parts.discard(*segment, i, 1);
@@ -316,9 +323,6 @@ void Pager::install(SegmentId id, uint64_t first, uint64_t mask, Access access, 
       }
     }
   });
-  if (past_end) {
-    return;
-  }
   KEVRE_CHECK(bytes.empty() || bytes.size() == static_cast<size_t>(__builtin_popcountll(mask)) * kPageBytes,
               "{} bytes for mask {:x}", bytes.size(), mask);
   if (!awaited) {
@@ -365,8 +369,8 @@ void Pager::Parts::punch(Segment& segment, uint64_t n, uint64_t count) {
   }
 }
 
-// Write-protects the pages in every mapping that may write one of them, or is named by `always`. A child that is
-// found on the way (fork) stands at the end of the list and gets its turn.
+// Write-protects the pages in every mapping that may write one of them, or is named by `always`. A child that
+// is found on the way (fork) stands at the end of the list and gets its turn.
 bool Pager::Parts::protect(Segment& segment, uint64_t n, uint64_t count, uint64_t always) {
   bool all = true;
   for (size_t i = 0; i < segment.attachments.size(); ++i) {
@@ -382,7 +386,9 @@ bool Pager::Parts::protect(Segment& segment, uint64_t n, uint64_t count, uint64_
     }
     const int error = on_mm(*attachment.mm, [&](int fd) {
       // Attachments are cut when the program unmaps a part, so the range is looked at anew at each try.
-      return attachment.gone ? 0 : uffd::write_protect(fd, attachment.at(start), (end - start) * kPageBytes, true);
+      return attachment.gone
+                 ? 0
+                 : uffd::write_protect(fd, attachment.at(start), (end - start) * kPageBytes, true);
     });
     all = all && (error == 0 || error == ESRCH || error == ENOENT);
   }
@@ -435,8 +441,8 @@ void Pager::downgrade(SegmentId id, uint64_t first, uint64_t mask) {
 void Pager::Parts::read_run(Segment& segment, uint64_t n, uint64_t count, std::byte* out) {
   uint64_t done = 0;
   while (done < count * kPageBytes) {
-    const ssize_t got =
-        ::pread(segment.memfd.get(), out + done, count * kPageBytes - done, offset_of(n) + static_cast<off_t>(done));
+    const ssize_t got = ::pread(segment.memfd.get(), out + done, count * kPageBytes - done,
+                                offset_of(n) + static_cast<off_t>(done));
     KEVRE_CHECK(got > 0 || (got < 0 && errno == EINTR), "pread of segment {} page {}: {}", segment.id, n,
                 std::strerror(errno));
     done += got > 0 ? static_cast<uint64_t>(got) : 0;
@@ -459,8 +465,8 @@ void Pager::read(SegmentId id, uint64_t first, uint64_t mask, std::span<std::byt
   });
 }
 
-// Holds the frames in a pipe (no copy, no protection), removes them from the file and so from every PTE with one TLB
-// flush, and then reads their final content out of the pipe. False: nothing was taken.
+// Holds the frames in a pipe (no copy, no protection), removes them from the file and so from every PTE with
+// one TLB flush, and then reads their final content out of the pipe. False: nothing was taken.
 bool Pager::Parts::take_by_pipe(Segment& segment, uint64_t n, uint64_t count, std::byte* out) {
   const size_t bytes = count * kPageBytes;
   loff_t offset = offset_of(n);
@@ -582,8 +588,8 @@ void Pager::retry_kept() {
 // ---- lost pages
 
 void Pager::poison(SegmentId id, uint64_t n) {
-  Segment* const segment = parts_->segment(id);
-  if (segment == nullptr || n >= segment->pages) {
+  Segment* const segment = parts_->segment_for_bytes(id, n + 1);
+  if (segment == nullptr) {
     return;
   }
   if (segment->page(n).access != Access::kNone) {

@@ -1,11 +1,11 @@
 // What the pager's files share: its tables. Private to dsm/pager*.cc. Threads: the engine thread.
 //
-// An Attachment is one mapping of a segment in one address space. Writers are tracked per attachment, as bits of
-// Page::writers: bit = Attachment::slot; all attachments beyond the 63rd of a segment share the last bit. A bit that is
-// set without need costs one call; a bit that is missing loses a write. So bits are only cleared after the PTEs were
-// protected or removed, a slot may be used again while old bits of it are still set, and a fork copies bits.
-// Attachments and address spaces that end are marked, and freed at the start of the next report (sweep), because frame
-// calls walk over them while events are read.
+// An Attachment is one mapping of a segment in one address space. Writers are tracked per attachment, as bits
+// of Page::writers: bit = Attachment::slot; all attachments beyond the 63rd of a segment share the last bit.
+// A bit that is set without need costs one call; a bit that is missing loses a write. So bits are only
+// cleared after the PTEs were protected or removed, a slot may be used again while old bits of it are still
+// set, and a fork copies bits. Attachments and address spaces that end are marked, and freed at the start of
+// the next report (sweep), because frame calls walk over them while events are read.
 #pragma once
 
 #include <array>
@@ -69,7 +69,7 @@ struct Segment {
   SegmentId id;
   UniqueFd memfd;
   uint64_t pages = 0;
-  bool destroyed = false;
+  bool sized = false;  // no program may have it before; grows as pages come
   std::unordered_map<uint64_t, std::unique_ptr<Chunk>> chunks;
   uint64_t cached_chunk = ~uint64_t{0};
   Chunk* cached = nullptr;
@@ -122,7 +122,7 @@ struct Pager::Parts {
   std::vector<std::unique_ptr<Mm>> mms;  // index = MmId - 1
   std::vector<std::unique_ptr<Attachment>> attachments;
   std::vector<std::unique_ptr<Segment>> old_segments;  // destroyed; freed by sweep
-  std::vector<Waiter> waiters;  // index 0 is not used
+  std::vector<Waiter> waiters;                         // index 0 is not used
   uint32_t free_waiter = kNobody;
   std::vector<Report> reports;
   size_t next_report = 0;
@@ -135,6 +135,7 @@ struct Pager::Parts {
 
   // pager.cc
   Segment* segment(SegmentId id) const;
+  Segment* segment_for_bytes(SegmentId id, uint64_t pages);
   Mm* mm(MmId id) const;
   Result<MmId> add_mm(UniqueFd uffd);
   Attachment* add_attachment(Mm& mm, Segment& segment, uint64_t address, uint64_t first, uint64_t pages);
@@ -152,7 +153,8 @@ struct Pager::Parts {
   void report_fault(const Report& report);
   void pause_for(int tries);
 
-  // Makes a call on a userfaultfd; reads events and tries again while it answers EAGAIN. ESRCH marks the Mm dead.
+  // Makes a call on a userfaultfd; reads events and tries again while it answers EAGAIN. ESRCH marks the Mm
+  // dead.
   template <class Call>
   int on_mm(Mm& mm, Call call) {
     for (int tries = 0;; ++tries) {
@@ -199,7 +201,8 @@ struct Pager::Parts {
   void poison_for(const Waiter& waiter);
 };
 
-// Calls `f(first page, how many, index of the first in the mask's packed bytes)` for each run of neighbours in the mask.
+// Calls `f(first page, how many, index of the first in the mask's packed bytes)` for each run of neighbours
+// in the mask.
 template <class F>
 void for_runs(uint64_t page, uint64_t mask, F f) {
   uint64_t packed = 0;

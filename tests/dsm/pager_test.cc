@@ -83,10 +83,11 @@ class PagerTest : public ::testing::TestWithParam<bool> {
   };
   Running& start(const Program::Options& options = {}) {
     Running running;
-    running.program = std::make_unique<Program>(pager_->userfaultfd_device(), memfd_, kPages * kPageBytes, options,
-                                                test::obey());
+    running.program = std::make_unique<Program>(pager_->userfaultfd_device(), memfd_, kPages * kPageBytes,
+                                                options, test::obey());
     running.mm = pager_->adopt(running.program->take_uffd()).value();
-    EXPECT_TRUE(pager_->attach(running.mm, kSegment, running.program->address(), kPages * kPageBytes).has_value());
+    EXPECT_TRUE(
+        pager_->attach(running.mm, kSegment, running.program->address(), kPages * kPageBytes).has_value());
     running.program->go();
     programs_.push_back(std::move(running));
     return programs_.back();
@@ -576,6 +577,21 @@ TEST_P(PagerTest, ASegmentLargerThanMemoryOpensAndASealedOneCannotBeSpoiled) {
   EXPECT_EQ(impossible.error().code, Errc::kInvalid);
   EXPECT_EQ(::ftruncate(memfd_, 0), -1);
   EXPECT_EQ(::fcntl(memfd_, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), -1);
+}
+
+TEST_P(PagerTest, FramesMayComeBeforeAnyProgramOpensTheSegment) {
+  constexpr SegmentId kEarly{12};
+  const auto bytes = filled(2, 80);
+  pager_->install(kEarly, 600, 3, Access::kRead, bytes);
+  pager_->install(kEarly, 1, 1, Access::kWrite, {});
+  const auto fd = pager_->open_segment(kEarly, 700);
+  ASSERT_TRUE(fd.has_value());
+  EXPECT_EQ(::lseek(*fd, 0, SEEK_END), static_cast<off_t>(700 * kPageBytes));
+  std::vector<std::byte> out(2 * kPageBytes);
+  pager_->read(kEarly, 600, 3, out);
+  EXPECT_EQ(out, bytes);
+  pager_->install(kEarly, 700, 1, Access::kRead, filled(1, 1));  // past the end: ignored
+  EXPECT_EQ(pager_->access(kEarly, 700), Access::kNone);
 }
 
 TEST_P(PagerTest, AnAccessToADestroyedSegmentEndsInSigbusNotInAHang) {

@@ -1,7 +1,7 @@
-// A program for tests: a forked process that attaches a segment the way an unmodified program does through the preload
-// library (USERFAULTFD_IOC_NEW on the daemon's descriptor, mmap, descriptor and address sent back), waits until it is
-// served, and then runs a body. Killed and reaped by the destructor, whatever the test did.
-// Also the body that obeys commands (load, store, add, fork, ...), for tests that go step by step.
+// A program for tests: a forked process that attaches a segment the way an unmodified program does through
+// the preload library (USERFAULTFD_IOC_NEW on the daemon's descriptor, mmap, descriptor and address sent
+// back), waits until it is served, and then runs a body. Killed and reaped by the destructor, whatever the
+// test did. Also the body that obeys commands (load, store, add, fork, ...), for tests that go step by step.
 #pragma once
 
 #include <fcntl.h>
@@ -29,7 +29,10 @@
 namespace kevre::dsm::test {
 
 inline void add_atomically(volatile void* at, uint64_t value) {
-  __asm__ volatile("lock xaddq %0, %1" : "+r"(value), "+m"(*static_cast<volatile uint64_t*>(at)) : : "memory");
+  __asm__ volatile("lock xaddq %0, %1"
+                   : "+r"(value), "+m"(*static_cast<volatile uint64_t*>(at))
+                   :
+                   : "memory");
 }
 
 class Program {
@@ -54,7 +57,8 @@ class Program {
     control_.reset(pair[0]);
     std::byte record[8];
     auto received = receive_with_fds(control_.get(), record);
-    KEVRE_CHECK(received && received->bytes == 8 && received->fds.size() == 1, "the program could not attach");
+    KEVRE_CHECK(received && received->bytes == 8 && received->fds.size() == 1,
+                "the program could not attach");
     std::memcpy(&address_, record, 8);
     uffd_ = std::move(received->fds[0]);
   }
@@ -88,7 +92,8 @@ class Program {
   }
 
  private:
-  static int run(int device, int memfd, uint64_t bytes, const Options& options, const Body& body, int control) {
+  static int run(int device, int memfd, uint64_t bytes, const Options& options, const Body& body,
+                 int control) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (options.uid != 0 &&
         (::setgroups(0, nullptr) != 0 || ::setgid(options.uid) != 0 || ::setuid(options.uid) != 0)) {
@@ -102,7 +107,8 @@ class Program {
     const auto address = reinterpret_cast<uint64_t>(memory);
     const int fds[] = {fd};
     char go = 0;
-    if (!send_with_fds(control, std::as_bytes(std::span(&address, 1)), fds) || ::recv(control, &go, 1, 0) != 1) {
+    if (!send_with_fds(control, std::as_bytes(std::span(&address, 1)), fds) ||
+        ::recv(control, &go, 1, 0) != 1) {
       return 103;
     }
     return body(static_cast<std::byte*>(memory), control);  // fd stays open for the program's life
@@ -118,7 +124,16 @@ class Program {
 
 struct Command {
   enum class Kind : uint8_t {
-    kLoad, kStore, kAdd, kKernelStore, kDontNeed, kRemove, kUnmap, kMove, kBecomeChild, kExit,
+    kLoad,
+    kStore,
+    kAdd,
+    kKernelStore,
+    kDontNeed,
+    kRemove,
+    kUnmap,
+    kMove,
+    kBecomeChild,
+    kExit,
   } kind = Kind::kLoad;
   uint64_t offset = 0;
   uint64_t value = 0;
@@ -130,7 +145,9 @@ struct Answer {
 };
 
 inline sigjmp_buf bus_jump;
-inline void on_bus(int) { ::siglongjmp(bus_jump, 1); }
+inline void on_bus(int) {
+  ::siglongjmp(bus_jump, 1);
+}
 
 inline Answer obey_one(std::byte** memory, const Command& command) {
   Answer answer;
@@ -142,9 +159,15 @@ inline Answer obey_one(std::byte** memory, const Command& command) {
   }
   int result = 0;
   switch (command.kind) {
-    case Command::Kind::kLoad: answer.value = *word; break;
-    case Command::Kind::kStore: *word = command.value; break;
-    case Command::Kind::kAdd: add_atomically(at, command.value); break;
+    case Command::Kind::kLoad:
+      answer.value = *word;
+      break;
+    case Command::Kind::kStore:
+      *word = command.value;
+      break;
+    case Command::Kind::kAdd:
+      add_atomically(at, command.value);
+      break;
     case Command::Kind::kKernelStore: {
       int ends[2];
       result = ::pipe(ends);
@@ -155,12 +178,19 @@ inline Answer obey_one(std::byte** memory, const Command& command) {
       ::close(ends[1]);
       break;
     }
-    case Command::Kind::kDontNeed: result = ::madvise(at, 4096, MADV_DONTNEED); break;
-    case Command::Kind::kRemove: result = ::madvise(at, 4096, MADV_REMOVE); break;
-    case Command::Kind::kUnmap: result = ::munmap(at, command.value); break;
+    case Command::Kind::kDontNeed:
+      result = ::madvise(at, 4096, MADV_DONTNEED);
+      break;
+    case Command::Kind::kRemove:
+      result = ::madvise(at, 4096, MADV_REMOVE);
+      break;
+    case Command::Kind::kUnmap:
+      result = ::munmap(at, command.value);
+      break;
     case Command::Kind::kMove: {
-      void* const moved = ::mremap(*memory, command.value, command.value, MREMAP_MAYMOVE | MREMAP_FIXED,
-                                   ::mmap(nullptr, command.value, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      void* const moved =
+          ::mremap(*memory, command.value, command.value, MREMAP_MAYMOVE | MREMAP_FIXED,
+                   ::mmap(nullptr, command.value, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       result = moved == MAP_FAILED ? -1 : 0;
       *memory = static_cast<std::byte*>(moved);
       break;
@@ -176,7 +206,8 @@ inline Answer obey_one(std::byte** memory, const Command& command) {
       ::waitpid(child, &status, 0);
       ::_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 99);
     }
-    case Command::Kind::kExit: ::_exit(static_cast<int>(command.value));
+    case Command::Kind::kExit:
+      ::_exit(static_cast<int>(command.value));
   }
   answer.error = result == 0 ? 0 : errno;
   return answer;
