@@ -22,6 +22,7 @@ struct Member {
 
 struct View {
   ViewId id;
+  NodeId newest;                  // the highest id ever given: ids are not reused after their node is gone
   std::vector<Member> members;    // by NodeId, which is the order of joining; members[0] coordinates
   std::vector<NodeId> lost;       // in the view before and gone without notice
   std::vector<NodeId> left;       // in the view before and gone on purpose: they take part in the hand-over to this view
