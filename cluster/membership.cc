@@ -124,6 +124,9 @@ void Membership::on_probe(NodeId node, ProbeResult result, ViewId their_view, Na
   Peer& peer = i->second;
   switch (result) {
     case ProbeResult::kRefused:
+      if (peer.evidence == Evidence::kBroken && node < options_.self) {
+        break;  // it lived when the connection broke, so it has declared this node lost before it died
+      }
       set_evidence(node, Evidence::kDead, now, effects);
       break;
     case ProbeResult::kNoAnswer:

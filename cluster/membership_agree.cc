@@ -10,6 +10,7 @@ namespace kevre::cluster {
 namespace {
 
 constexpr size_t kLogViewsMax = 256;
+constexpr uint32_t kPatienceMax = 6;
 
 }  // namespace
 
@@ -224,7 +225,9 @@ void Membership::drive(Nanos now, Effects& effects) {
   }
   const View next = next_view(judgement);
   const bool change = !next.lost.empty() || !next.left.empty() || next.members.size() != view_.members.size();
-  const bool stuck = proposal_.active && now - proposal_.since > options_.failure_timeout_ns / 2;
+  // Slow answers are not lost ones: every attempt waits longer than the one before.
+  const Nanos patience = options_.failure_timeout_ns / 2 * std::min<uint32_t>(round_ + 1, kPatienceMax);
+  const bool stuck = proposal_.active && now - proposal_.since > patience;
   if ((!proposal_.active && change) || stuck) {
     propose(next, now, effects);
     if (proposal_.has_value && proposal_.ballot.round == 0) {
@@ -232,6 +235,7 @@ void Membership::drive(Nanos now, Effects& effects) {
     }
   }
   if (proposal_.active && !proposal_.accepting && enough(judgement)) {
+    proposal_.since = now;
     start_accepting(judgement, effects);
   }
   if (proposal_.active && proposal_.accepting && enough(judgement)) {
