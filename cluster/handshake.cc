@@ -192,7 +192,6 @@ Result<Hello> decode_hello(std::span<const std::byte> bytes) {
 Bytes encode(const Welcome& welcome) {
   Writer out;
   out.number(welcome.id.value).text(welcome.name);
-  write_view(out, welcome.view);
   return out.take();
 }
 
@@ -201,7 +200,6 @@ Result<Welcome> decode_welcome(std::span<const std::byte> bytes) {
   Welcome welcome;
   welcome.id = NodeId(in.number<uint16_t>());
   welcome.name = in.text(kNameBytesMax);
-  welcome.view = read_view(in);
   in.require(welcome.id != kNoNode && good_name(welcome.name));
   if (!in.done()) {
     return fail(Errc::kCorrupt, "a malformed welcome");

@@ -94,7 +94,6 @@ struct Hello {
 struct Welcome {
   NodeId id;
   std::string name;
-  View view;  // without the new node: whom to connect to
 };
 struct Refusal {
   Errc code = Errc::kDenied;
