@@ -330,9 +330,10 @@ class Builder {
       return fail(Errc::kDenied, "cannot start the first process of {}: is the limit of processes reached?", s.node.name);
     }
     KEVRE_TRY(write_pid_file(s.node.directory + "/init.pid", s.node.init_pid));
-    KEVRE_ASSIGN(const std::string made, read_line(ready.read.get(), kStartTimeoutMs));
-    if (made != "made") {
-      return fail(Errc::kSystem, "{}", made.empty() ? s.node.name + ": its first process ended" : made);
+    const Result<std::string> made = read_line(ready.read.get(), kStartTimeoutMs);
+    KEVRE_TRY(made);
+    if (*made != "made") {
+      return fail(Errc::kSystem, "{}", made->empty() ? s.node.name + ": its first process ended" : *made);
     }
     s.ready = std::move(ready.read);
     s.go = std::move(go.write);
