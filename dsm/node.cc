@@ -1,0 +1,540 @@
+#include "dsm/node.h"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <deque>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "dsm/read_ahead.h"
+
+namespace kevre::dsm {
+namespace {
+
+constexpr size_t kOutboxMax = 65536;
+constexpr Nanos kCheckPrograms = kSecond;  // forked children have no connection whose end would be seen
+constexpr Nanos kRetryKept = 10 * kMillisecond;
+constexpr size_t kStarts = 4096;
+
+struct Letter {
+  PageMessage message;
+  transport::Buffer payload;
+};
+
+// When the first unanswered fault on a page was read. Two pages that share a place lose a sample, no more.
+class FaultStarts {
+ public:
+  void note(SegmentId segment, uint64_t page, Nanos at) {
+    Start& start = place(segment, page);
+    if (start.at == 0 || start.segment != segment || start.page != page) {
+      start = {segment, page, at};
+    }
+  }
+  // 0: nobody waited.
+  Nanos finish(SegmentId segment, uint64_t page) {
+    Start& start = place(segment, page);
+    return start.segment == segment && start.page == page ? std::exchange(start.at, 0) : 0;
+  }
+
+ private:
+  struct Start {
+    SegmentId segment;
+    uint64_t page = 0;
+    Nanos at = 0;
+  };
+  Start& place(SegmentId segment, uint64_t page) {
+    return starts_[(segment.value * 0x9e3779b9u + page) % kStarts];
+  }
+  std::array<Start, kStarts> starts_{};
+};
+
+}  // namespace
+
+struct Node::Parts : Pager::Sink, transport::Handler {
+  Parts(const Options& given, EventLoop* the_loop, transport::Transport* the_transport)
+      : options(given),
+        loop(the_loop),
+        transport(the_transport),
+        directory({given.self}),
+        read_ahead(given.ahead_max) {}
+
+  // Pager::Sink
+  void on_fault(const Pager::Fault& fault) override;
+  void on_fork(MmId parent, MmId child, int child_uffd) override;
+  void on_unmapped(MmId mm, uint64_t address, uint64_t bytes) override;
+  // transport::Handler
+  void on_message(NodeId from, std::span<const std::byte> header,
+                  std::span<const std::byte> payload) override;
+  void on_peer_lost(NodeId peer, const Error& why) override;
+  void on_writable(NodeId peer) override;
+
+  Result<void> watch(MmId mm, int fd);
+  void unwatch(MmId mm);
+  void execute();  // the effects in `effects`, then what they caused on this node
+  void execute(const Effect& effect);
+  void execute_install(const Effect& effect);
+  void answered(SegmentId segment, uint64_t page, uint64_t mask);
+  void send_frames(const Effect& effect);
+  void send(NodeId to, const PageMessage& message, transport::Buffer payload);
+  Result<void> try_send(NodeId to, Letter* letter);
+  void finish();  // after frame calls: report what they read, wait for memory
+  void hold(const Effect& effect);
+  void on_hold_timer(bool writes);
+  void check_programs();
+
+  struct Hold {
+    Nanos due;
+    SegmentId segment;
+    uint64_t page;
+  };
+  struct HoldQueue {
+    std::deque<Hold> queue;
+    EventLoop::TimerId timer = 0;
+  };
+
+  Options options;
+  EventLoop* loop;
+  transport::Transport* transport;
+  Directory directory;
+  std::unique_ptr<Pager> pager;
+  ReadAhead read_ahead;
+  NodeStats stats;
+  FaultStarts starts;
+  Nanos event_time = 0;
+  Nanos typical_fault_ns = 0;  // moving average
+  std::vector<Effect> effects;
+  std::span<const std::byte> payload;  // of the message being handled
+  std::deque<Letter> inbox;            // to this node itself
+  std::unordered_map<NodeId, std::deque<Letter>> outbox;
+  std::unordered_set<NodeId> lost;
+  HoldQueue read_holds, write_holds;
+  std::unordered_map<MmId, int> watched;
+  ViewId stable;
+  std::function<void(ViewId)> stable_call;
+  std::function<void(MmId, MmId, int)> fork_call;
+  std::function<void(MmId, uint64_t, uint64_t)> unmapped_call;
+  EventLoop::TimerId check_timer = 0, kept_timer = 0;
+};
+
+// ---- programs
+
+void Node::Parts::on_fault(const Pager::Fault& fault) {
+  const bool here = pager->resolve_locally(fault);
+  ReadAhead::Ask ask;
+  if (fault.want == Access::kRead) {
+    ask = read_ahead.on_read(fault.mm, fault.segment, fault.page, pager->pages(fault.segment));
+  }
+  if (here) {
+    ++stats.local_faults;
+  } else {
+    starts.note(fault.segment, fault.page, event_time);
+    ++stats.faults;
+    directory.on_fault(fault.segment, fault.page, fault.want, ask.ahead, effects);
+    execute();
+  }
+  if (ask.then_pages > 0) {
+    directory.on_fault(fault.segment, ask.then, Access::kRead, ask.then_pages - 1, effects);
+    execute();
+  }
+}
+
+void Node::Parts::on_fork(MmId parent, MmId child, int child_uffd) {
+  ++stats.forks;
+  if (const auto done = watch(child, child_uffd); !done) {
+    KEVRE_LOG_ERROR("a forked program cannot be served: {}", done.error().text);
+    return;
+  }
+  if (fork_call) {
+    fork_call(parent, child, child_uffd);
+  }
+}
+
+void Node::Parts::on_unmapped(MmId mm, uint64_t address, uint64_t bytes) {
+  if (unmapped_call) {
+    unmapped_call(mm, address, bytes);
+  }
+}
+
+Result<void> Node::Parts::watch(MmId mm, int fd) {
+  KEVRE_TRY(loop->add(fd, EPOLLIN, [this, mm](uint32_t) {
+    event_time = now_ns();
+    pager->read_events(mm);
+    finish();
+  }));
+  watched[mm] = fd;
+  return {};
+}
+
+void Node::Parts::unwatch(MmId mm) {
+  const auto i = watched.find(mm);
+  if (i != watched.end()) {
+    loop->remove(i->second);
+    watched.erase(i);
+  }
+}
+
+void Node::Parts::check_programs() {
+  std::vector<MmId> mms;
+  pager->list(mms);
+  for (const MmId mm : mms) {
+    if (!pager->alive(mm)) {
+      unwatch(mm);
+      pager->drop(mm);
+    }
+  }
+  check_timer = loop->after(kCheckPrograms, [this] { check_programs(); });
+}
+
+// ---- effects
+
+void Node::Parts::execute() {
+  for (;;) {
+    for (size_t i = 0; i < effects.size(); ++i) {
+      execute(effects[i]);
+    }
+    effects.clear();
+    payload = {};
+    if (inbox.empty()) {
+      return;
+    }
+    const Letter letter = std::move(inbox.front());
+    inbox.pop_front();
+    payload = letter.payload ? letter.payload.bytes() : std::span<const std::byte>{};
+    directory.on_message(options.self, letter.message, effects);
+    for (size_t i = 0; i < effects.size(); ++i) {  // while the letter lives
+      execute(effects[i]);
+    }
+    effects.clear();
+    payload = {};
+  }
+}
+
+void Node::Parts::execute(const Effect& effect) {
+  switch (effect.kind) {
+    case Effect::Kind::kSend:
+      send(effect.to, effect.message, {});
+      break;
+    case Effect::Kind::kSendFrames:
+      send_frames(effect);
+      break;
+    case Effect::Kind::kInstall:
+      execute_install(effect);
+      break;
+    case Effect::Kind::kUpgrade:
+      pager->upgrade(effect.segment, effect.page);
+      answered(effect.segment, effect.page, 1);
+      break;
+    case Effect::Kind::kDrop:
+      pager->drop_copy(effect.segment, effect.page, effect.mask);
+      break;
+    case Effect::Kind::kPoison:
+      for (uint64_t rest = effect.mask; rest != 0; rest &= rest - 1) {
+        pager->poison(effect.segment, effect.page + static_cast<uint64_t>(std::countr_zero(rest)));
+      }
+      break;
+    case Effect::Kind::kStartHold:
+      hold(effect);
+      break;
+    case Effect::Kind::kStable:
+      stable = effect.view;
+      if (stable_call) {
+        stable_call(stable);
+      }
+      break;
+  }
+}
+
+void Node::Parts::execute_install(const Effect& effect) {
+  const PageMessage& message = effect.message;
+  stats.pages_in += static_cast<uint64_t>(std::popcount(effect.mask));
+  if (effect.zero || (effect.page == message.page && effect.mask == message.mask)) {
+    pager->install(effect.segment, effect.page, effect.mask, effect.access,
+                   effect.zero ? std::span<const std::byte>{} : payload);
+  } else {  // some of the message's pages are left out: one page at a time, which is rare
+    for (uint64_t rest = effect.mask; rest != 0; rest &= rest - 1) {
+      const uint64_t page = effect.page + static_cast<uint64_t>(std::countr_zero(rest));
+      const uint64_t before = message.mask & ((uint64_t{1} << (page - message.page)) - 1);
+      const size_t at = static_cast<size_t>(std::popcount(before)) * kPageBytes;
+      KEVRE_CHECK(at + kPageBytes <= payload.size(), "page {} of a message with {} bytes", page,
+                  payload.size());
+      pager->install(effect.segment, page, 1, effect.access, payload.subspan(at, kPageBytes));
+    }
+  }
+  answered(effect.segment, effect.page, effect.mask);
+}
+
+void Node::Parts::answered(SegmentId segment, uint64_t page, uint64_t mask) {
+  Nanos now = 0;
+  for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
+    const Nanos start = starts.finish(segment, page + static_cast<uint64_t>(std::countr_zero(rest)));
+    if (start != 0) {
+      now = now == 0 ? now_ns() : now;
+      stats.fault_ns.record(now - start);
+      typical_fault_ns += (now - start - typical_fault_ns) / 16;
+    }
+  }
+}
+
+void Node::Parts::send_frames(const Effect& effect) {
+  const PageMessage& message = effect.message;
+  const auto count = static_cast<size_t>(std::popcount(message.mask));
+  transport::Buffer bytes = transport->buffer(count * kPageBytes);
+  switch (effect.frame) {
+    case Effect::Frame::kTake:
+      pager->take(message.segment, message.page, message.mask, bytes.bytes());
+      break;
+    case Effect::Frame::kDowngrade:
+      pager->downgrade(message.segment, message.page, message.mask);
+      pager->read(message.segment, message.page, message.mask, bytes.bytes());
+      break;
+    case Effect::Frame::kKeep:
+      pager->read(message.segment, message.page, message.mask, bytes.bytes());
+      break;
+  }
+  stats.pages_out += count;
+  send(effect.to, message, std::move(bytes));
+}
+
+void Node::Parts::finish() {
+  pager->report_queued();
+  if (pager->has_kept() && kept_timer == 0) {
+    kept_timer = loop->after(kRetryKept, [this] {
+      kept_timer = 0;
+      pager->retry_kept();
+      finish();
+    });
+  }
+}
+
+// ---- messages
+
+void Node::Parts::send(NodeId to, const PageMessage& message, transport::Buffer bytes) {
+  Letter letter{message, std::move(bytes)};
+  if (to == options.self) {
+    inbox.push_back(std::move(letter));
+    return;
+  }
+  if (lost.contains(to)) {
+    return;
+  }
+  std::deque<Letter>& waiting = outbox[to];
+  if (waiting.empty()) {
+    const auto sent = try_send(to, &letter);
+    if (sent || sent.error().code != Errc::kBusy) {
+      return;  // a lost peer: a view without it follows
+    }
+  }
+  if (waiting.size() >= kOutboxMax) {
+    KEVRE_LOG_ERROR("node {} takes no messages; {} wait for it: disconnected", to, waiting.size());
+    waiting.clear();
+    transport->disconnect(to);
+    return;
+  }
+  waiting.push_back(std::move(letter));
+}
+
+// A Buffer that is given away is gone even when the answer is kBusy, so it is given only when that cannot be.
+Result<void> Node::Parts::try_send(NodeId to, Letter* letter) {
+  const auto header = std::as_bytes(std::span(&letter->message, 1));
+  if (!letter->payload) {
+    return transport->send(to, transport::Service::kDsm, header, std::span<const std::byte>{});
+  }
+  if (transport->queued_bytes(to) == 0) {
+    return transport->send(to, transport::Service::kDsm, header, std::move(letter->payload));
+  }
+  return transport->send(to, transport::Service::kDsm, header, std::as_const(letter->payload).bytes());
+}
+
+void Node::Parts::on_writable(NodeId peer) {
+  std::deque<Letter>& waiting = outbox[peer];
+  while (!waiting.empty()) {
+    const auto sent = try_send(peer, &waiting.front());
+    if (!sent && sent.error().code == Errc::kBusy) {
+      return;
+    }
+    waiting.pop_front();
+  }
+}
+
+void Node::Parts::on_peer_lost(NodeId peer, const Error&) {
+  outbox[peer].clear();
+}
+
+void Node::Parts::on_message(NodeId from, std::span<const std::byte> header,
+                             std::span<const std::byte> bytes) {
+  if (lost.contains(from)) {
+    return;
+  }
+  const auto message = decode(header, bytes.size());
+  if (!message) {
+    ++stats.rejected;
+    return;
+  }
+  payload = bytes;
+  directory.on_message(from, *message, effects);
+  execute();
+  event_time = now_ns();
+  finish();
+}
+
+// ---- holding
+
+void Node::Parts::hold(const Effect& effect) {
+  const bool writes = effect.access == Access::kWrite;
+  HoldQueue& holds = writes ? write_holds : read_holds;
+  const Nanos adaptive = std::clamp(typical_fault_ns * 3 / 2, options.hold_min_ns, options.hold_max_ns);
+  stats.hold_ns = adaptive;
+  const Nanos time = writes ? adaptive : options.hold_min_ns;
+  holds.queue.push_back({now_ns() + time, effect.segment, effect.page});
+  if (holds.timer == 0) {
+    holds.timer = loop->after(time, [this, writes] { on_hold_timer(writes); });
+  }
+}
+
+void Node::Parts::on_hold_timer(bool writes) {
+  HoldQueue& holds = writes ? write_holds : read_holds;
+  const Nanos now = now_ns();
+  while (!holds.queue.empty() && holds.queue.front().due <= now) {
+    const Hold over = holds.queue.front();
+    holds.queue.pop_front();
+    directory.on_hold_over(over.segment, over.page, effects);
+    execute();
+  }
+  holds.timer = 0;
+  event_time = now;
+  finish();
+  if (!holds.queue.empty() && holds.timer == 0) {
+    holds.timer = loop->after(std::max<Nanos>(holds.queue.front().due - now, 0),
+                              [this, writes] { on_hold_timer(writes); });
+  }
+}
+
+// ---- interface
+
+Result<std::unique_ptr<Node>> Node::create(const Options& options, EventLoop* loop,
+                                           transport::Transport* transport) {
+  auto parts = std::make_unique<Parts>(options, loop, transport);
+  KEVRE_ASSIGN(parts->pager, Pager::create(parts.get(), options.pager));
+  parts->effects.reserve(256);
+  loop->set_spin(options.spin_ns);
+  transport->set_handler(transport::Service::kDsm, parts.get());
+  Parts* const raw = parts.get();
+  raw->check_timer = loop->after(kCheckPrograms, [raw] { raw->check_programs(); });
+  return std::unique_ptr<Node>(new Node(std::move(parts)));
+}
+
+Node::Node(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Node::~Node() {
+  Parts& p = *parts_;
+  p.transport->set_handler(transport::Service::kDsm, nullptr);
+  for (const EventLoop::TimerId timer :
+       {p.check_timer, p.kept_timer, p.read_holds.timer, p.write_holds.timer}) {
+    p.loop->cancel(timer);
+  }
+  for (const auto& [mm, fd] : p.watched) {
+    p.loop->remove(fd);
+  }
+}
+
+void Node::on_view(const cluster::View& view) {
+  std::vector<NodeId> members;
+  for (const cluster::Member& member : view.members) {
+    members.push_back(member.id);
+  }
+  for (const NodeId gone : view.lost) {
+    parts_->lost.insert(gone);
+    parts_->outbox.erase(gone);
+  }
+  parts_->directory.on_view(view.id, members, view.lost, view.left, parts_->effects);
+  parts_->execute();
+  parts_->event_time = now_ns();
+  parts_->finish();
+}
+
+ViewId Node::stable_view() const {
+  return parts_->stable;
+}
+void Node::set_on_stable(std::function<void(ViewId)> call) {
+  parts_->stable_call = std::move(call);
+}
+
+bool Node::quiescent() const {
+  return parts_->directory.quiescent() && parts_->read_holds.queue.empty() &&
+         parts_->write_holds.queue.empty() &&
+         std::all_of(parts_->outbox.begin(), parts_->outbox.end(),
+                     [](const auto& box) { return box.second.empty(); });
+}
+
+int Node::userfaultfd_device() const {
+  return parts_->pager->userfaultfd_device();
+}
+
+Result<int> Node::segment_fd(SegmentId segment, uint64_t bytes) {
+  return parts_->pager->open_segment(segment, bytes / kPageBytes + (bytes % kPageBytes != 0 ? 1 : 0));
+}
+
+Result<MmId> Node::adopt(UniqueFd uffd) {
+  const int fd = uffd.get();
+  KEVRE_ASSIGN(const MmId mm, parts_->pager->adopt(std::move(uffd)));
+  if (const auto watched = parts_->watch(mm, fd); !watched) {
+    parts_->pager->drop(mm);
+    return tl::unexpected(watched.error());
+  }
+  return mm;
+}
+
+Result<void> Node::attach(MmId mm, SegmentId segment, uint64_t address, uint64_t bytes) {
+  return parts_->pager->attach(mm, segment, address, bytes);
+}
+
+void Node::detach(MmId mm, uint64_t address) {
+  parts_->pager->detach(mm, address);
+}
+
+void Node::drop(MmId mm) {
+  parts_->unwatch(mm);
+  parts_->pager->drop(mm);
+}
+
+bool Node::alive(MmId mm) {
+  return parts_->pager->alive(mm);
+}
+
+void Node::set_on_fork(std::function<void(MmId, MmId, int)> call) {
+  parts_->fork_call = std::move(call);
+}
+void Node::set_on_unmapped(std::function<void(MmId, uint64_t, uint64_t)> call) {
+  parts_->unmapped_call = std::move(call);
+}
+
+void Node::destroy(SegmentId segment) {
+  parts_->directory.on_destroy(segment, parts_->effects);
+  parts_->execute();
+  parts_->pager->destroy_segment(segment);
+  parts_->finish();
+}
+
+NodeStats Node::stats() const {
+  NodeStats now = parts_->stats;
+  now.programs = parts_->watched.size();
+  now.directory = parts_->directory.counters();
+  now.pager = parts_->pager->counters();
+  return now;
+}
+
+std::string Node::describe_features() const {
+  const Pager::Features& f = parts_->pager->features();
+  return fmt::format("userfaultfd: minor faults with write protection {}, poison {}, fork events {}",
+                     f.minor ? "yes" : "no (Linux 6.4)", f.poison ? "yes" : "no (Linux 6.6)",
+                     f.event_fork ? "yes" : "no (needs CAP_SYS_PTRACE)");
+}
+
+}  // namespace kevre::dsm
