@@ -10,8 +10,8 @@ namespace {
 constexpr MmId kMm{1};
 constexpr SegmentId kSegment{1};
 
-// A reader that goes through `pages` pages and faults on what nobody asked for and on the first page of each window that
-// was asked for ahead of it. Returns the requests made.
+// A reader that goes through `pages` pages and faults on what nobody asked for and on the first page of each
+// window that was asked for ahead of it. Returns the requests made.
 int read_through(ReadAhead* read_ahead, uint64_t pages) {
   std::set<uint64_t> asked, marks;
   int requests = 0;
