@@ -11,8 +11,7 @@
 namespace kevre::transport::ucx {
 namespace {
 
-constexpr unsigned kMessageId = 1;     // UCP active-message id
-constexpr int kProgressCallsMax = 64;  // per progress(), so that other sources of the loop get their turn
+constexpr unsigned kMessageId = 1;  // UCP active-message id
 constexpr Nanos kShutdownFlush = 200 * kMillisecond;
 constexpr Nanos kShutdownForce = 300 * kMillisecond;
 
@@ -198,13 +197,9 @@ int UcxTransport::progress() {
   KEVRE_CHECK(!in_progress_, "a handler called progress()");
   in_progress_ = true;
   int done = act_on_notes();
-  for (int i = 0; i < kProgressCallsMax; ++i) {
-    const unsigned got = ucp_worker_progress(worker_);
-    if (got == 0) {
-      break;
-    }
-    done += static_cast<int>(got);
-  }
+  // Once: a second call only to learn that there is no more would cost an epoll_wait in every round trip over
+  // tcp.
+  done += static_cast<int>(ucp_worker_progress(worker_));
   done += act_on_notes();
   in_progress_ = false;
   return done;
