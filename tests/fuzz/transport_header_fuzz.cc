@@ -1,5 +1,5 @@
-// Bytes from the network to the transport's header decoder: whatever they are, it answers with a verdict, and what it
-// calls good is within bounds and encodes to the same bytes again.
+// Bytes from the network to the transport's header decoder: whatever they are, it answers with a verdict, and
+// what it calls good is within bounds and encodes to the same bytes again.
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -31,7 +31,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const WireHeader& header = decoded.header;
   const bool sane = header.from != self && header.from != kevre::kNoNode && header.to == self &&
                     header.header_bytes <= kHeaderBytesMax && header.payload_bytes == payload_bytes &&
-                    header.payload_bytes <= kPayloadBytesMax && decoded.service_header.size() == header.header_bytes &&
+                    header.payload_bytes <= kPayloadBytesMax &&
+                    decoded.service_header.size() == header.header_bytes &&
                     static_cast<size_t>(header.service) < kServices;
   if (!sane) {
     std::abort();

@@ -1,5 +1,5 @@
-// The ucx backend between processes: what one process cannot show. A killed peer, namespaces between the two, strangers
-// on the open port. The other process is transport_peer (peer_main.cc).
+// The ucx backend between processes: what one process cannot show. A killed peer, namespaces between the two,
+// strangers on the open port. The other process is transport_peer (peer_main.cc).
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
@@ -139,8 +139,8 @@ class UcxProcess : public ::testing::TestWithParam<std::string> {
 
 TEST_P(UcxProcess, EverySizeComesBackUnchanged) {
   ASSERT_NO_FATAL_FAILURE(start(GetParam()));
-  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{8191}, size_t{8192}, size_t{65537}, size_t{1000003},
-                             kPayloadBytesMax}) {
+  for (const size_t bytes :
+       {size_t{0}, size_t{1}, size_t{8191}, size_t{8192}, size_t{65537}, size_t{1000003}, kPayloadBytesMax}) {
     ASSERT_NO_FATAL_FAILURE(expect_echo(bytes));
   }
   EXPECT_EQ(transport_->capabilities(kPeer).via, GetParam() == "tcp" ? "tcp" : "shm");
@@ -203,8 +203,9 @@ TEST_F(UcxNamespaces, APeerInNamespacesOfItsOwnIsReachedOverTcp) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "kevre: test skipped: namespaces need root";
   }
-  for (const int flags : {CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS,
-                          CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWPID | CLONE_NEWNS}) {
+  for (const int flags :
+       {CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS,
+        CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWPID | CLONE_NEWNS}) {
     ASSERT_NO_FATAL_FAILURE(start("auto", nullptr, flags));
     ASSERT_NO_FATAL_FAILURE(expect_echo(100)) << std::hex << flags;
     ASSERT_NO_FATAL_FAILURE(expect_echo(1'000'000)) << std::hex << flags;
@@ -222,7 +223,8 @@ std::vector<uint16_t> listening_ports_of_this_process() {
   while (const dirent* entry = ::readdir(directory)) {
     std::array<char, 64> target{};
     const std::string path = std::string("/proc/self/fd/") + entry->d_name;
-    if (::readlink(path.c_str(), target.data(), target.size() - 1) > 8 && std::strncmp(target.data(), "socket:[", 8) == 0) {
+    if (::readlink(path.c_str(), target.data(), target.size() - 1) > 8 &&
+        std::strncmp(target.data(), "socket:[", 8) == 0) {
       inodes.insert(std::string(target.data() + 8, std::strlen(target.data()) - 9));
     }
   }
@@ -250,7 +252,8 @@ UniqueFd dial(uint16_t port) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   const timeval patience{1, 0};
   ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-  KEVRE_CHECK(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0, "errno {}", errno);
+  KEVRE_CHECK(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0,
+              "errno {}", errno);
   return socket;
 }
 
@@ -267,7 +270,8 @@ TEST_F(UcxStrangers, GarbageOnThePortDoesNotDisturbTheNode) {
     for (const uint16_t port : ports) {
       UniqueFd socket = dial(port);
       const auto bytes = pattern(random.below(i % 10 == 0 ? 100'000 : 40), random.next());
-      [[maybe_unused]] const ssize_t sent = ::send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      [[maybe_unused]] const ssize_t sent =
+          ::send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (i % 7 == 0) {
         silent.push_back(std::move(socket));  // stays open and says no more
       }

@@ -27,8 +27,9 @@ struct Setting {
 // Segment sizes: 64 KiB round trips fall from 34 to 21 us with 128k segments over tcp (KERNEL.md D).
 // ERROR_HANDLING: without it UCX 1.13 does not offer shared memory to endpoints that want to hear of
 // failures. KEEPALIVE_INTERVAL: the only way in which UCX sees the death of a shared-memory peer.
-// ZCOPY_THRESH: a tcp peer that dies while UCX 1.13 sends without copying aborts *our* process (assertion comp->count > 0
-// in uct_iface.h: the request is completed twice). UcxProcess.APeerKilledInTheMiddleOfAStream... shows it.
+// ZCOPY_THRESH: a tcp peer that dies while UCX 1.13 sends without copying aborts *our* process (assertion
+// comp->count > 0 in uct_iface.h: the request is completed twice).
+// UcxProcess.APeerKilledInTheMiddleOfAStream... shows it.
 constexpr std::array kSettings = {
     Setting{"ZCOPY_THRESH", "UCX_ZCOPY_THRESH", "inf"},
     Setting{"TX_SEG_SIZE", "UCX_TCP_TX_SEG_SIZE", "128k"},
