@@ -337,9 +337,8 @@ TEST_F(NodeTest, APageThatWasOnlyOnALostNodeGivesSigbusAndTheOthersGoOn) {
 TEST_F(NodeTest, AForkedChildIsServedAndItsEndIsNoticed) {
   ASSERT_NO_FATAL_FAILURE(start(2, 16 * kPageBytes));
   int forks = 0;
-  seats_[0].node->set_on_fork([&](MmId, MmId child, int fd) {
+  seats_[0].node->set_on_fork([&](MmId, MmId, int fd) {  // the child may have ended already
     ++forks;
-    EXPECT_TRUE(seats_[0].node->alive(child));
     EXPECT_GE(fd, 0);
   });
   const auto body = [](std::byte* memory, int) {
