@@ -179,6 +179,9 @@ Program::Body adds(int count) {
   return [count](std::byte* memory, int) {
     for (int i = 0; i < count; ++i) {
       test::add_atomically(memory, 1);
+      if (i % 256 == 0) {
+        ::sched_yield();  // few processors: otherwise a program is done before the page is asked for elsewhere
+      }
     }
     return 0;
   };
