@@ -257,6 +257,8 @@ UniqueFd dial(uint16_t port) {
   return socket;
 }
 
+constexpr uint64_t kUcxMagic = 0xCAFEBABE12345678u;  // what UCX's tcp expects first on a connection
+
 using UcxStrangers = UcxProcess;
 
 TEST_F(UcxStrangers, GarbageOnThePortDoesNotDisturbTheNode) {
@@ -269,7 +271,7 @@ TEST_F(UcxStrangers, GarbageOnThePortDoesNotDisturbTheNode) {
   for (int i = 0; i < 150; ++i) {
     for (const uint16_t port : ports) {
       UniqueFd socket = dial(port);
-      const auto bytes = pattern(random.below(i % 10 == 0 ? 100'000 : 40), random.next());
+      auto bytes = pattern(random.below(i % 10 == 0 ? 100'000 : 40), random.next());
       [[maybe_unused]] const ssize_t sent =
           ::send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (i % 7 == 0) {
