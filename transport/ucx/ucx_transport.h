@@ -15,6 +15,14 @@
 // large one and buys nothing over tcp or posix shared memory, where UCX copies either way. Sequence numbers
 // check it, and a bounded buffer puts right what some other transport of UCX may reorder.
 //
+// What UCX sees and when: a tcp peer's death at once (its kernel closes the connection); a peer on shared memory within
+// the keepalive interval (1 s; it looks for the process; one wake-up a second); a machine that vanished by tcp keepalive,
+// 10 s and more. The cluster's heartbeats are the answer to the last. Over shared memory an orderly end is told by a reset.
+//
+// Limit: UCX trusts whoever speaks its own protocol on its tcp port. Garbage and truncated bytes are harmless there, but
+// a stranger who knows UCX's magic number and packet layout can crash UCX 1.13. The port belongs on a network where only
+// nodes are (Options::bind_address), or behind a filter.
+//
 // Owns: context, worker, endpoints, the buffers of unfinished sends. Threads: see transport.h.
 // Tested in tests/transport/conformance_test.cc, ucx_process_test.cc and ucx_test.cc.
 #pragma once
