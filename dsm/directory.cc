@@ -343,6 +343,24 @@ NodeId Directory::home_of(SegmentId segment, uint64_t page) const {
 uint64_t Directory::digest() const {
   const Parts& p = *parts_;
   uint64_t sum = mix(p.view.value * 8ull + static_cast<uint64_t>(p.phase)) ^ mix(p.transactions + 77);
+  const auto more = [&sum](uint64_t field) { sum = mix(sum + field + 0x9e3779b97f4a7c15ull); };
+  for (const Parts::Peer& peer : p.peers) {
+    more(peer.flushed.value);
+    more(peer.ended.value);
+    more(peer.ready.value * 4u + peer.participant * 2u + peer.member);
+  }
+  for (const Parts::PendingView& pending : p.views) {
+    more(pending.view.value);
+  }
+  for (const Parts::Known& known : p.outgoing) {
+    more(known.window);
+    more(known.written);
+    more(known.lost);
+  }
+  for (const auto& [at, hole] : p.holes) {
+    more(at.value);
+    more(hole.members.word(0) ^ mix(hole.dead.word(0)));
+  }
   for (const auto& [segment, table] : p.segments) {
     for (const auto& [index, window] : table.copies) {
       for (uint64_t i = 0; i < kWindowPages; ++i) {
