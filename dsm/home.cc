@@ -1,24 +1,20 @@
-// The home part: rules the pages of this node's chunks. It works on one request of a page at a time; the
-// others wait in the order in which they came, at most one for each node.
+// The home part: rules the pages of this node's chunks. It works on one request of a page at a time; the others
+// wait in the order in which they came, at most one for each node.
 //
 // Why no two nodes can disagree about a page (every "channel" is ordered, the inbox of this node included):
 //   1. A write is granted only when every other copy has been given up: kRevoked is sent after the copy is
-//   dropped, and
-//      the last copy moves with the grant (kTake), it is never in two places.
-//   2. What the home believes of a holder is what the holder has or will have before it reads the home's next
-//   message:
-//      the home's own grants travel on the same channel as its later kRevoke and kForward; grants by others
-//      keep the page at work until kDone says that they arrived.
+//      dropped, and the last copy moves with the grant (kTake), it is never in two places.
+//   2. What the home believes of a holder is what the holder has, or will have before it reads the home's next
+//      message: the home's own grants travel on the same channel as its later kRevoke and kForward; grants by
+//      others keep the page at work until kDone says that they arrived.
 //   3. So a request may be judged by the home's own lists. A write request of a sharer is an upgrade without
-//   bytes,
-//      whatever kHasCopy says: if the sharer dropped its copy meanwhile, its kRevoked came first and it is no
-//      sharer. A request of a node that has what it asks for needs no answer: it was sent before the grant
-//      was read, and the reading resolves it. (It asked with less in its hand; had it lost the grant again by
-//      our kRevoke before asking, the kRevoked would have come first.)
-//   4. Nobody waits for ever: a holder answers kRevoke and kForward at once or after the holding time, which
-//   is
-//      finite and waits for nobody; each work awaits only such answers; the queue of a page is first come,
-//      first served.
+//      bytes, whatever kHasCopy says: if the sharer had dropped its copy meanwhile, its kRevoked would have come
+//      first and it would be no sharer. A request of a node that has what it asks for needs no answer: it was
+//      sent before the grant was read, and the reading resolves it. (If the node had lost the grant again by a
+//      kRevoke before it asked, its kRevoked would have come first.)
+//   4. Nobody waits for ever: a holder answers kRevoke and kForward at once or after the holding time, which is
+//      finite and waits for nobody; each work awaits only such answers; a page's queue is first come, first
+//      served. A node that is gone answers nothing: then a change of view ends the work (rebuild.cc).
 #include <algorithm>
 #include <bit>
 

@@ -10,13 +10,14 @@ using Kind = PageMessage::Kind;
 
 constexpr uint8_t kVersion = 1;
 
-// What a kind may carry. A field that a kind does not use must be zero: a sender that sets it means something else.
+// What a kind may carry. A field that a kind does not use must be zero: a sender that sets it means something
+// else.
 struct Shape {
-  uint8_t flags = 0;        // allowed
-  bool segment = false;     // names pages: segment, page and at least one bit
+  uint8_t flags = 0;     // allowed
+  bool segment = false;  // names pages: segment, page and at least one bit
   bool mask2 = false;
   bool requester = false;
-  bool access = false;      // kRead or kWrite; kNone otherwise
+  bool access = false;  // kRead or kWrite; kNone otherwise
   bool transaction = false;
 };
 
@@ -69,14 +70,15 @@ Result<void> check_pages(const PageMessage& m, const Shape& shape) {
     return fail(Errc::kCorrupt, "page message: kind {} names no page", static_cast<int>(m.kind));
   }
   const uint64_t last = static_cast<uint64_t>(63 - std::countl_zero(pages));
-  if (m.page >= kPagesMax || m.page + last >= kPagesMax || m.page / kChunkPages != (m.page + last) / kChunkPages) {
+  if (m.page >= kPagesMax || m.page + last >= kPagesMax ||
+      m.page / kChunkPages != (m.page + last) / kChunkPages) {
     return fail(Errc::kCorrupt, "page message: page {} mask {:x} out of range", m.page, pages);
   }
   if ((m.mask & m.mask2) != 0 && m.kind == Kind::kReport) {
     return fail(Errc::kCorrupt, "page message: page both readable and writable");
   }
-  const bool demanding = m.kind == Kind::kReadRequest || m.kind == Kind::kWriteRequest || m.kind == Kind::kRevoke ||
-                         m.kind == Kind::kRevoked || m.kind == Kind::kLost;
+  const bool demanding = m.kind == Kind::kReadRequest || m.kind == Kind::kWriteRequest ||
+                         m.kind == Kind::kRevoke || m.kind == Kind::kRevoked || m.kind == Kind::kLost;
   if (demanding && (m.mask & 1) == 0) {
     return fail(Errc::kCorrupt, "page message: kind {} without its first page", static_cast<int>(m.kind));
   }
@@ -110,8 +112,8 @@ Result<PageMessage> decode(std::span<const std::byte> header, size_t payload_byt
     return tl::unexpected(std::move(found).error());
   }
   const Shape& shape = *found;
-  const bool access_right = shape.access ? (m.access == Access::kRead || m.access == Access::kWrite)
-                                         : m.access == Access::kNone;
+  const bool access_right =
+      shape.access ? (m.access == Access::kRead || m.access == Access::kWrite) : m.access == Access::kNone;
   if (!access_right || (m.flags & ~shape.flags) != 0 || m.reserved != 0 || m.view.value == 0 ||
       (!shape.mask2 && m.mask2 != 0) || (!shape.transaction && m.transaction != 0) ||
       shape.requester != (m.requester != kNoNode)) {
@@ -122,7 +124,8 @@ Result<PageMessage> decode(std::span<const std::byte> header, size_t payload_byt
   }
   KEVRE_TRY(check_pages(m, shape));
   if (payload_bytes != static_cast<size_t>(payload_pages(m)) * kPageBytes) {
-    return fail(Errc::kCorrupt, "page message: kind {} with {} bytes of pages", static_cast<int>(m.kind), payload_bytes);
+    return fail(Errc::kCorrupt, "page message: kind {} with {} bytes of pages", static_cast<int>(m.kind),
+                payload_bytes);
   }
   return m;
 }

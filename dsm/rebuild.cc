@@ -1,49 +1,48 @@
 // The change of view: a node joins, leaves or is lost; all three go the same way.
 //
-//   1. start      nothing is asked any more; the homes forget the requests in work and in the queues (who
-//   waits asks
-//                 again) and keep what they know of written and lost pages. kFlush to every participant of
-//                 the new view (its members and the nodes that leave): "nothing of an older view follows from
-//                 me".
-//   2. report     when kFlush has come from all: nothing of an older view is under way to this node, so what
-//   it holds is
-//                 settled. It tells the new homes what it holds (kReport), hands on what it knew as a home
-//                 (kKnown, kHole); a node that leaves sends its pages themselves (kHandOver). Then
-//                 kReportEnd.
-//   3. ready      when kReportEnd has come from all: the home knows every holder of its pages and starts to
-//   work.
-//                 A node that leaves may go when every member has told it kReady: what was only sent could
-//                 die with it.
+//   1. start    Nothing is asked any more. The homes forget the requests in work and in the queues (who waits
+//               asks again) and keep what they know of written and lost pages. kFlush to every participant of the
+//               new view (its members and the nodes that leave): "nothing of an older view follows from me".
+//   2. report   When kFlush has come from all, nothing of an older view is under way to this node: what it holds
+//               is settled. It tells the new homes what it holds (kReport) and hands on what it knew as a home
+//               (kKnown, kHole); a node that leaves sends its pages themselves (kHandOver). Then kReportEnd.
+//   3. ready    When kReportEnd has come from all, the home knows every holder of its pages and starts to work.
+//               A node that leaves may go when every member has told it kReady: what was only sent could die
+//               with it.
 //
-// Why nothing is lost between living nodes: bytes of a page are either in a frame or in a message (kGrant,
-// kHandOver) to a participant, who still takes them until the sender's kFlush; and it reports after that. Why
-// the other messages of the old view can be ignored: none of them changes what somebody holds.
-//   kRevoke, kForward unread: the holder keeps its copy and reports it; the work they belonged to is
-//   forgotten. kRevoked, kDone unread: the home would only have gone on with a work that is forgotten. The
-//   copy that was given up had another holder: the last copy is never revoked, it moves with a message
-//   (kTake). A grant without bytes that is taken late (upgrade, zero) was sent after all other copies were
-//   gone, and no copy can have been granted since: the home sent nothing after it but the flush, or in the
-//   order of the same channel.
-// Why a page cannot be granted twice, by the old and by the new home: a new home grants only after step 3,
-// which needs the kReportEnd of all, which comes after the kFlush of all: no old home grants any more, and no
-// grant is under way. Why messages of a view that this node has not started need not be kept: its peers do
-// not pass step 1 without its kFlush, so before that they can say nothing but kFlush in the new view; the
-// newest one of each peer is remembered.
+// Nothing is lost between living nodes: the bytes of a page are in a frame or in a message (kGrant, kHandOver) to
+// a participant, who takes them until the sender's kFlush, and reports after that. (A page that was given to a
+// node which then died goes with it, also when the bytes never reached it, or when the others dropped their
+// copies for its upgrade: it was granted, and nobody can tell whether it was written.)
 //
-// Several changes in a row. If all participants of the view in force are still there, the hand-over is
-// brought to its end first, the next view waits. If one is gone it cannot end: it is given up, the next
-// begins. Bytes and holders are safe as before (late grants of *all* older views are taken until the flush).
-// What can be incomplete is the knowledge of pages that nobody holds:
+// The other messages of the old view can be ignored, because none of them changes what somebody holds:
+//   * kRevoke, kForward unread: the holder keeps its copy and reports it; their work is forgotten.
+//   * kRevoked, kDone unread: the home would only have gone on with a work that is forgotten. The copy that was
+//     given up had another holder: the last copy is never revoked, it moves with a message (kTake).
+//   * A grant without bytes that is taken late (upgrade, zero) was sent after all other copies were gone, and no
+//     other copy can have been granted since: its home sent nothing for that page after it but on this channel.
 //
-// Holes. A home answers zero for a page that nobody ever wrote. That is knowledge, and it dies with the home.
-// A hole is a view change at which some homes of the view before were gone, or had not become ready (their
-// knowledge may have been under way). A page of a chunk whose home was one of them, of a segment born before,
-// not known as written and held by nobody, is lost, not zero: its only writer may have gone too. Each node
-// keeps the list of holes and tells it at each change of view. Claim: a home that is ready knows every hole
-// of its chunks, and every written page outside them. By induction over views: the home of the chunk in the
-// view before was gone (then each participant of both views adds the hole itself), or did not become ready
-// (then it adds the hole and tells it), or it was ready, knew all, and told all of it before its kReportEnd.
-// If no participant of both views is left, everything born before is a hole.
+// A page cannot be granted twice, by the old and by the new home: a new home grants only after step 3, which needs
+// the kReportEnd of all, which comes after the kFlush of all: no old home grants any more, no grant is under way.
+//
+// Messages of a view that this node has not started need not be kept: its peers do not pass step 1 without its
+// kFlush, so they can say nothing before but kFlush; the newest one of each peer is remembered. Requests of a peer
+// that was ready earlier do come before this home is ready: they wait in the queues of their pages.
+//
+// Several changes in a row. If all participants of the view in force are still there, the hand-over is brought to
+// its end first and the next view waits. If one is gone it cannot end: it is given up, the next one begins. Bytes and
+// holders are safe as before (late grants of *all* older views are taken until the flush). What may be incomplete
+// is the knowledge about pages that nobody holds:
+//
+// Holes. A home answers zero for a page that nobody ever wrote. That is knowledge, and it dies with the home. A hole is
+// a change of view at which some homes of the view before were gone, or had not become ready (what they should have
+// known may have been under way). A page of a chunk whose home was one of them, of a segment born before, not
+// known as written and held by nobody, is lost, not zero: its only writer may have gone too. Every node keeps the
+// list of holes and tells it at each change of view.
+// Claim: a home that is ready knows every hole of its chunks, and every written page outside them. By induction
+// over the views, for the home that the chunk had in the view before: it is gone (then every participant of both
+// views adds the hole itself); or it had not become ready (then it adds the hole, and tells it); or it was ready, knew
+// all, and told all before its kReportEnd. If no participant was in the view before, everything born before is a hole.
 #include <algorithm>
 
 #include "dsm/directory_parts.h"

@@ -1,8 +1,8 @@
-// All interleavings of a small configuration: 2 nodes, 1 page, 3 operations each, every combination of reads and writes.
-// Depth first over the choices, each path replayed from the start; a state that was seen (World::digest) is not entered
-// again, so the whole graph is covered. One assumption keeps it finite: a holding time does not end before the program
-// that it is meant for has run (otherwise two nodes may take the page from each other for ever, with nobody to blame).
-// The seeded schedules do not assume it.
+// All interleavings of a small configuration: 2 nodes, 1 page, 3 operations each, every combination of reads
+// and writes. Depth first over the choices, each path replayed from the start; a state that was seen
+// (World::digest) is not entered again, so the whole graph is covered. One assumption keeps it finite: a
+// holding time does not end before the program that it is meant for has run (otherwise two nodes may take the
+// page from each other for ever, with nobody to blame). The seeded schedules do not assume it.
 #include <gtest/gtest.h>
 
 #include <unordered_map>

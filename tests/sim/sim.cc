@@ -24,8 +24,8 @@ Plan make_plan(Random& random) {
   Plan plan;
   plan.world.nodes = static_cast<uint32_t>(random.between(2, random.one_in(4) ? 8 : 4));
   plan.world.pages = static_cast<uint32_t>(random.one_in(8) ? random.between(1, 64) : random.between(1, 6));
-  plan.world.pages_per_chunk =
-      static_cast<uint32_t>(random.one_in(3) ? 64 : random.between(1, std::min<uint32_t>(plan.world.pages, 16)));
+  plan.world.pages_per_chunk = static_cast<uint32_t>(
+      random.one_in(3) ? 64 : random.between(1, std::min<uint32_t>(plan.world.pages, 16)));
   plan.world.hold = !random.one_in(4);
   plan.world.second = plan.world.pages >= 2 && random.one_in(4);
   if (!random.one_in(4)) {
@@ -91,7 +91,8 @@ Outcome run_seed(uint64_t seed, const Settings& settings) {
   }
   const uint64_t second_at = random.below(60);
   uint64_t faults = 0;
-  // First faults and delays as planned; when nothing more is planned, everything is delivered and must come to rest.
+  // First faults and delays as planned; when nothing more is planned, everything is delivered and must come
+  // to rest.
   while (!world.failed() && world.choices() != 0) {
     if (world.stats().steps > kStepsMax) {
       Outcome outcome{"does not come to rest", world.stats(), world.trace()};
@@ -107,7 +108,8 @@ Outcome run_seed(uint64_t seed, const Settings& settings) {
     }
     const Event event = world.choice(random.below(world.choices()));
     const bool calm = faults >= plan.faults_max && world.stats().steps > 500;
-    const bool slow = event.kind == Event::Kind::kDeliver && (plan.slow >> (event.a / World::kNodesMax) & 1) != 0;
+    const bool slow =
+        event.kind == Event::Kind::kDeliver && (plan.slow >> (event.a / World::kNodesMax) & 1) != 0;
     if (!calm && ((slow && !random.one_in(8)) ||
                   (event.kind == Event::Kind::kHoldOver && !random.one_in(plan.timers_late)))) {
       if (world.choices() > 1 && !random.one_in(16)) {
@@ -181,12 +183,14 @@ Totals run_seeds(uint64_t first, uint64_t count, unsigned threads, const Setting
 
 std::string describe(const Totals& t) {
   std::string text = fmt::format(
-      "{} schedules: {} with a crash, {} a leave, {} a join, {} overlapping view changes, {} lost pages, {} lost untouched "
+      "{} schedules: {} with a crash, {} a leave, {} a join, {} overlapping view changes, {} lost pages, {} "
+      "lost untouched "
       "pages, {} late grants, {} a destroyed segment; {} steps, {} messages, {} faults",
       t.seeds, t.with_crash, t.with_leave, t.with_join, t.with_overlap, t.with_lost, t.with_untouched_lost,
       t.with_late_grant, t.with_destroy, t.sum.steps, t.sum.messages, t.sum.faults);
   if (t.failed_seed) {
-    text += fmt::format("\nseed {} failed: {}\nreplay: kevre_sim --seed {} --trace", *t.failed_seed, t.failure, *t.failed_seed);
+    text += fmt::format("\nseed {} failed: {}\nreplay: kevre_sim --seed {} --trace", *t.failed_seed,
+                        t.failure, *t.failed_seed);
   }
   return text;
 }

@@ -1,5 +1,5 @@
-// Seeded schedules: a seed decides the cluster, the programs, the order of everything, and what goes wrong and when.
-// The same seed gives the same schedule on every machine. Threads: any; every run is its own world.
+// Seeded schedules: a seed decides the cluster, the programs, the order of everything, and what goes wrong
+// and when. The same seed gives the same schedule on every machine. Threads: any; every run is its own world.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The simulator finds bugs: each one put into the directory on purpose must show within a bounded number of seeds. And
-// it reaches what it is meant to reach: the figures of a run are not those of a quiet one.
+// The simulator finds bugs: each one put into the directory on purpose must show within a bounded number of
+// seeds. And it reaches what it is meant to reach: the figures of a run are not those of a quiet one.
 #include "tests/sim/sim.h"
 
 #include <gtest/gtest.h>
@@ -19,11 +19,21 @@ void expect_found(Bug bug, uint64_t seeds) {
   printf("seed %lu: %s\n", static_cast<unsigned long>(*totals.failed_seed), totals.failure.c_str());
 }
 
-TEST(SimulatorFinds, AnInvalidationAcknowledgementThatIsDropped) { expect_found(Bug::kDropInvalidationAck, 200); }
-TEST(SimulatorFinds, AnAcknowledgementBeforeTheCopyIsDropped) { expect_found(Bug::kAckBeforeDrop, 200); }
-TEST(SimulatorFinds, AWriteGrantedBeforeAllAcknowledgements) { expect_found(Bug::kGrantBeforeAcks, 200); }
-TEST(SimulatorFinds, ASharerThatTheHomeForgot) { expect_found(Bug::kForgetSharer, 200); }
-TEST(SimulatorFinds, AGrantThatTheChangeOfViewThrewAway) { expect_found(Bug::kDropLateGrant, 2000); }
+TEST(SimulatorFinds, AnInvalidationAcknowledgementThatIsDropped) {
+  expect_found(Bug::kDropInvalidationAck, 200);
+}
+TEST(SimulatorFinds, AnAcknowledgementBeforeTheCopyIsDropped) {
+  expect_found(Bug::kAckBeforeDrop, 200);
+}
+TEST(SimulatorFinds, AWriteGrantedBeforeAllAcknowledgements) {
+  expect_found(Bug::kGrantBeforeAcks, 200);
+}
+TEST(SimulatorFinds, ASharerThatTheHomeForgot) {
+  expect_found(Bug::kForgetSharer, 200);
+}
+TEST(SimulatorFinds, AGrantThatTheChangeOfViewThrewAway) {
+  expect_found(Bug::kDropLateGrant, 2000);
+}
 
 TEST(Simulator, TheSameSeedGivesTheSameSchedule) {
   for (uint64_t seed = 1; seed <= 50; ++seed) {

@@ -13,17 +13,20 @@ using dsm::PageMessage;
 
 namespace {
 const char* name_of(PageMessage::Kind kind) {
-  static constexpr const char* kNames[] = {"?",       "read?",  "write?", "grant",  "revoke",   "revoked",   "forward", "done",
-                                           "lost",    "flush",  "report", "known",  "handover", "reportend", "hole",    "ready"};
+  static constexpr const char* kNames[] = {"?",        "read?",     "write?", "grant", "revoke", "revoked",
+                                           "forward",  "done",      "lost",   "flush", "report", "known",
+                                           "handover", "reportend", "hole",   "ready"};
   return kNames[static_cast<size_t>(kind)];
 }
 std::string text_of(const PageMessage& m) {
-  return fmt::format("{} v{} s{:x} p{} m{:x}/{:x} a{} f{:x} r{} t{}", name_of(m.kind), m.view.value, m.segment.value, m.page, m.mask,
-                     m.mask2, static_cast<int>(m.access), m.flags, m.requester.value, m.transaction);
+  return fmt::format("{} v{} s{:x} p{} m{:x}/{:x} a{} f{:x} r{} t{}", name_of(m.kind), m.view.value,
+                     m.segment.value, m.page, m.mask, m.mask2, static_cast<int>(m.access), m.flags,
+                     m.requester.value, m.transaction);
 }
 }  // namespace
 
-World::World(const WorldOptions& options) : options_(options), pages_(options.pages), channels_(kNodesMax * kNodesMax) {
+World::World(const WorldOptions& options)
+    : options_(options), pages_(options.pages), channels_(kNodesMax * kNodesMax) {
   nodes_.reserve(kNodesMax);
   View first{ViewId(1), {}, {}, {}};
   for (uint32_t i = 0; i < options.nodes; ++i) {
@@ -118,7 +121,8 @@ void World::run_program(uint32_t program) {
     perform(p, p.node, task);
     ++p.next;
   } else {
-    note(fmt::format("n{} program {} faults on page {} for {}", node.id.value, program, task.page, static_cast<int>(want)));
+    note(fmt::format("n{} program {} faults on page {} for {}", node.id.value, program, task.page,
+                     static_cast<int>(want)));
     ++stats_.faults;
     p.waiting = true;
     effects_.clear();
@@ -135,7 +139,8 @@ void World::perform(Program&, uint32_t node, const Task& task) {
   Frame& frame = nodes_[node].frames[task.page];
   Page& page = pages_[task.page];
   if (!unchecked(task.page) && frame.stamp != page.latest) {
-    return fail(fmt::format("n{} sees stamp {} on page {}, the latest is {}", node + 1, frame.stamp, task.page, page.latest));
+    return fail(fmt::format("n{} sees stamp {} on page {}, the latest is {}", node + 1, frame.stamp,
+                            task.page, page.latest));
   }
   if (task.op != Op::kRead) {
     if (!unchecked(task.page) && !alone(node, task.page)) {
@@ -143,7 +148,8 @@ void World::perform(Program&, uint32_t node, const Task& task) {
     }
     frame.stamp = page.latest = ++stamp_;
   }
-  note(fmt::format("n{} {} page {}: stamp {}", node + 1, task.op == Op::kRead ? "reads" : "writes", task.page, frame.stamp));
+  note(fmt::format("n{} {} page {}: stamp {}", node + 1, task.op == Op::kRead ? "reads" : "writes", task.page,
+                   frame.stamp));
 }
 
 bool World::alone(uint32_t node, uint32_t page) const {
@@ -203,8 +209,8 @@ void World::apply(Event event) {
     case Event::Kind::kView: {
       Node& node = nodes_[event.a];
       const View& view = views_[node.view++];
-      note(fmt::format("n{} sees view {}: {} members, {} lost, {} left", node.id.value, view.id.value, view.members.size(),
-                       view.lost.size(), view.left.size()));
+      note(fmt::format("n{} sees view {}: {} members, {} lost, {} left", node.id.value, view.id.value,
+                       view.members.size(), view.lost.size(), view.left.size()));
       if (std::find(view.left.begin(), view.left.end(), node.id) != view.left.end()) {
         node.stopped = true;
       }
@@ -313,7 +319,8 @@ void World::execute_frames(uint32_t node, const Effect& effect) {
   Message message{effect.message, {}};
   for (uint64_t rest = effect.message.mask; rest != 0; rest &= rest - 1) {
     uint32_t page = 0;
-    if (!to_index(effect.message.segment, effect.message.page + static_cast<uint64_t>(std::countr_zero(rest)), &page)) {
+    if (!to_index(effect.message.segment, effect.message.page + static_cast<uint64_t>(std::countr_zero(rest)),
+                  &page)) {
       return fail(fmt::format("n{} sends a page that does not exist", node + 1));
     }
     Frame& frame = nodes_[node].frames[page];
@@ -324,7 +331,8 @@ void World::execute_frames(uint32_t node, const Effect& effect) {
                        (effect.frame == Effect::Frame::kDowngrade && frame.access != Access::kWrite) ||
                        (effect.frame == Effect::Frame::kKeep && frame.access != Access::kRead);
     if (wrong) {
-      return fail(fmt::format("n{} sends page {} with access {}", node + 1, page, static_cast<int>(frame.access)));
+      return fail(
+          fmt::format("n{} sends page {} with access {}", node + 1, page, static_cast<int>(frame.access)));
     }
     if (effect.frame == Effect::Frame::kTake) {
       frame.access = Access::kNone;
@@ -365,7 +373,8 @@ void World::execute_install(uint32_t node, const Effect& effect, const Message* 
       return fail(fmt::format("n{} installs page {} over a frame", node + 1, page));
     }
     if (stamp != pages_[page].latest) {
-      return fail(fmt::format("n{} installs page {} with stamp {}, the latest is {}", node + 1, page, stamp, pages_[page].latest));
+      return fail(fmt::format("n{} installs page {} with stamp {}, the latest is {}", node + 1, page, stamp,
+                              pages_[page].latest));
     }
     if (effect.access == Access::kWrite ? !alone(node, page) : writer_elsewhere(node, page)) {
       return fail(fmt::format("n{} installs page {} for {} while another node holds it", node + 1, page,
@@ -405,7 +414,8 @@ void World::execute_page(uint32_t node, const Effect& effect) {
     return wake(node, page);
   }
   if (frame.access != Access::kRead) {
-    return fail(fmt::format("n{} upgrades or drops page {} with access {}", node + 1, page, static_cast<int>(frame.access)));
+    return fail(fmt::format("n{} upgrades or drops page {} with access {}", node + 1, page,
+                            static_cast<int>(frame.access)));
   }
   if (effect.kind == Effect::Kind::kDrop) {
     frame.access = Access::kNone;
@@ -420,8 +430,9 @@ void World::execute_page(uint32_t node, const Effect& effect) {
 
 // The last living copy may only be given up for a node that holds the page too, and died with it meanwhile.
 void World::check_last_copy(uint32_t node, uint32_t page) {
-  const bool held = std::any_of(nodes_.begin(), nodes_.end(),
-                                [&](const Node& n) { return n.alive && n.frames[page].access != Access::kNone; });
+  const bool held = std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& n) {
+    return n.alive && n.frames[page].access != Access::kNone;
+  });
   if (held || pages_[page].latest == 0) {
     return;
   }
@@ -505,9 +516,11 @@ bool World::crash(uint32_t node, const std::function<size_t(size_t)>& arrive) {
 // Pages that reach a dead node count as dead with it: the others may rightly believe that it holds them.
 void World::bury(uint32_t node, const Message& message) {
   size_t rank = 0;
-  for (uint64_t rest = message.payload.empty() ? 0 : message.header.mask; rest != 0; rest &= rest - 1, ++rank) {
+  for (uint64_t rest = message.payload.empty() ? 0 : message.header.mask; rest != 0;
+       rest &= rest - 1, ++rank) {
     uint32_t page = 0;
-    if (to_index(message.header.segment, message.header.page + static_cast<uint64_t>(std::countr_zero(rest)), &page)) {
+    if (to_index(message.header.segment, message.header.page + static_cast<uint64_t>(std::countr_zero(rest)),
+                 &page)) {
       nodes_[node].frames[page].access = Access::kRead;
       nodes_[node].frames[page].stamp = message.payload[rank];
     }
@@ -529,7 +542,8 @@ void World::account_losses() {
     for (const Message& message : channels_[channel].queue) {
       for (uint64_t rest = message.payload.empty() ? 0 : message.header.mask; rest != 0; rest &= rest - 1) {
         uint32_t page = 0;
-        if (to_index(message.header.segment, message.header.page + static_cast<uint64_t>(std::countr_zero(rest)), &page)) {
+        if (to_index(message.header.segment,
+                     message.header.page + static_cast<uint64_t>(std::countr_zero(rest)), &page)) {
           alive[page] = true;
         }
       }
@@ -647,7 +661,8 @@ void World::check_rest() {
 }
 
 bool World::runs_soon(size_t index) const {
-  if (index < active_.size() + runnable_.size() || index >= active_.size() + runnable_.size() + timers_.size()) {
+  if (index < active_.size() + runnable_.size() ||
+      index >= active_.size() + runnable_.size() + timers_.size()) {
     return false;
   }
   const Timer& timer = timers_[index - active_.size() - runnable_.size()];
@@ -670,7 +685,8 @@ uint64_t World::digest() const {
     add(node.stable.value);
     for (uint32_t page = 0; page < options_.pages; ++page) {
       const Frame& frame = node.frames[page];
-      add(static_cast<uint64_t>(frame.access) * 4 + (frame.stamp == pages_[page].latest ? 2 : 0) + frame.poisoned);
+      add(static_cast<uint64_t>(frame.access) * 4 + (frame.stamp == pages_[page].latest ? 2 : 0) +
+          frame.poisoned);
     }
   }
   for (const Program& p : programs_) {

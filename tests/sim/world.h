@@ -1,12 +1,15 @@
-// World: nodes with real Directory objects, frames of one stamp instead of 4096 bytes, programs, ordered channels, and the
-// oracle. It has no will of its own: somebody picks which of the events that may happen next does happen (sim.cc by
-// seed, exhaustive_test.cc all of them).
+// World: nodes with real Directory objects, frames of one stamp instead of 4096 bytes, programs, ordered
+// channels, and the oracle. It has no will of its own: somebody picks which of the events that may happen
+// next does happen (sim.cc by seed, exhaustive_test.cc all of them).
 //
-// The oracle. Every write leaves a stamp of its own; `latest` is the newest one of a page. Checked at every step:
-//   * what becomes present holds the latest stamp, a read sees it (so each page has one order that all programs see);
+// The oracle. Every write leaves a stamp of its own; `latest` is the newest one of a page. Checked at every
+// step:
+//   * what becomes present holds the latest stamp, a read sees it (so each page has one order that all
+//   programs see);
 //   * who may write a page is alone with it among the living nodes;
 //   * effects keep the driver's contract: nothing is sent, dropped or upgraded that is not there;
-//   * a page is called lost only when its bytes have been on dead nodes alone, or nobody wrote it and a home died.
+//   * a page is called lost only when its bytes have been on dead nodes alone, or nobody wrote it and a home
+//   died.
 // Threads: one owner.
 #pragma once
 
@@ -37,7 +40,8 @@ struct Stats {
 
 struct WorldOptions {
   uint32_t nodes = 2, pages = 1, pages_per_chunk = 1;
-  bool second = false;  // the upper half of the pages is a second segment, created and perhaps destroyed on the way
+  bool second =
+      false;  // the upper half of the pages is a second segment, created and perhaps destroyed on the way
   bool hold = true;
   bool trace = false;
   dsm::Directory::Options::Bug bug = dsm::Directory::Options::Bug::kNone;
@@ -98,7 +102,7 @@ class World {
     bool alive = true;
     bool stopped = false;  // its programs ended because it leaves
     bool segment_gone = false;
-    size_t view = 0;       // index of the next view to be fed
+    size_t view = 0;  // index of the next view to be fed
     ViewId stable;
     std::unique_ptr<dsm::Directory> directory;
     std::vector<Frame> frames;
@@ -169,7 +173,7 @@ class World {
   std::vector<uint32_t> behind_;  // nodes with a view to come
   std::vector<uint32_t> destroy_pending_;
   std::vector<View> views_;
-  std::vector<NodeId> leaving_;   // in `left` until stable
+  std::vector<NodeId> leaving_;  // in `left` until stable
   std::vector<dsm::Effect> effects_;
   uint32_t stamp_ = 0;
   bool second_created_ = false, second_destroyed_ = false;
