@@ -262,6 +262,9 @@ void World::send(uint32_t node, NodeId to, Message message) {
     return fail(fmt::format("n{} sends to node {}", node + 1, to.value));
   }
   if (!nodes_[target].alive) {
+    if (nodes_[target].gone_in_order && !message.payload.empty()) {
+      return fail(fmt::format("n{} sends pages to n{}, which was told that it may go", node + 1, target + 1));
+    }
     bury(target, message);
     if (!message.payload.empty()) {
       account_losses();  // pages may have been given to that node, and go with it
@@ -599,6 +602,7 @@ void World::retire(uint32_t node) {
   }
   note(fmt::format("n{} has left", node + 1));
   n.alive = false;
+  n.gone_in_order = true;
   std::erase(leaving_, n.id);
   for (uint32_t other = 0; other < nodes_.size(); ++other) {
     // What it sent and nobody read yet dies with it: kReady said that it did not matter any more.

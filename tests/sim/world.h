@@ -100,6 +100,7 @@ class World {
   struct Node {
     NodeId id;
     bool alive = true;
+    bool gone_in_order = false;  // it left, and was stable
     bool stopped = false;  // its programs ended because it leaves
     bool segment_gone = false;
     size_t view = 0;  // index of the next view to be fed
