@@ -1,0 +1,144 @@
+// open, openat, fopen (and their 64-bit and fortified names) for exactly /proc/sysvipc/{shm,sem,msg}, which ipcs, lsipc
+// and ipcrm read; and ftok, which must give one key for one file on every node.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "ipc/preload/connection.h"
+
+namespace kevre::ipc::preload {
+namespace {
+int text_number(const char* path) {
+  constexpr char kPrefix[] = "/proc/sysvipc/";
+  if (path == nullptr || ::strncmp(path, kPrefix, sizeof kPrefix - 1) != 0) {
+    return -1;
+  }
+  const char* name = path + sizeof kPrefix - 1;
+  return ::strcmp(name, "shm") == 0 ? 0 : ::strcmp(name, "sem") == 0 ? 1 : ::strcmp(name, "msg") == 0 ? 2 : -1;
+}
+
+// A descriptor of the text, or -1 and errno.
+int open_text(int which, int flags) {
+  if ((flags & O_ACCMODE) != O_RDONLY) {
+    errno = EACCES;
+    return -1;
+  }
+  Exchange what;
+  what.call.op = Op::kProcText;
+  what.call.index = which;
+  const int error = exchange(what);
+  if (error == 0 && (flags & O_CLOEXEC) == 0) {
+    ::fcntl(what.fds[0], F_SETFD, 0);
+  }
+  return static_cast<int>(finish(error, what.fds[0]));
+}
+
+// Before the constructors ran nobody can ask the loader: the kernel is asked directly.
+using OpenAt = int (*)(int, const char*, int, ...);
+using Fopen = FILE* (*)(const char*, const char*);
+OpenAt g_openat = nullptr;
+
+__attribute__((constructor)) void find_next() { g_openat = reinterpret_cast<OpenAt>(::dlsym(RTLD_NEXT, "openat")); }
+
+int open_file(int directory, const char* path, int flags, mode_t mode) {
+  const int which = text_number(path);
+  if (which >= 0) {
+    return open_text(which, flags);
+  }
+  if (g_openat == nullptr) {
+    return static_cast<int>(::syscall(SYS_openat, directory, path, flags, mode));
+  }
+  return g_openat(directory, path, flags, mode);
+}
+
+FILE* open_stream(const char* path, const char* how, Fopen next) {
+  const int which = text_number(path);
+  if (which < 0) {
+    return next(path, how);
+  }
+  const int fd = open_text(which, ::strchr(how, 'r') != nullptr && ::strchr(how, '+') == nullptr ? O_RDONLY : O_RDWR);
+  return fd < 0 ? nullptr : ::fdopen(fd, "r");
+}
+
+bool takes_mode(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
+}  // namespace
+}  // namespace kevre::ipc::preload
+
+using namespace kevre::ipc::preload;
+
+#define KEVRE_MODE(last)                                     \
+  mode_t mode = 0;                                           \
+  if (takes_mode(flags)) {                                   \
+    va_list arguments;                                       \
+    va_start(arguments, last);                               \
+    mode = static_cast<mode_t>(va_arg(arguments, unsigned)); \
+    va_end(arguments);                                       \
+  }
+
+#undef open
+#undef open64
+#undef openat
+#undef openat64
+#undef fopen
+#undef fopen64
+KEVRE_EXPORT int open(const char* path, int flags, ...) {
+  KEVRE_MODE(flags)
+  return open_file(AT_FDCWD, path, flags, mode);
+}
+KEVRE_EXPORT int open64(const char* path, int flags, ...) {
+  KEVRE_MODE(flags)
+  return open_file(AT_FDCWD, path, flags, mode);
+}
+KEVRE_EXPORT int openat(int directory, const char* path, int flags, ...) {
+  KEVRE_MODE(flags)
+  return open_file(directory, path, flags, mode);
+}
+KEVRE_EXPORT int openat64(int directory, const char* path, int flags, ...) {
+  KEVRE_MODE(flags)
+  return open_file(directory, path, flags, mode);
+}
+KEVRE_EXPORT int __open_2(const char* path, int flags) { return open_file(AT_FDCWD, path, flags, 0); }
+KEVRE_EXPORT int __open64_2(const char* path, int flags) { return open_file(AT_FDCWD, path, flags, 0); }
+KEVRE_EXPORT int __openat_2(int directory, const char* path, int flags) {
+  return open_file(directory, path, flags, 0);
+}
+KEVRE_EXPORT int __openat64_2(int directory, const char* path, int flags) {
+  return open_file(directory, path, flags, 0);
+}
+KEVRE_EXPORT FILE* fopen(const char* path, const char* how) {
+  static Fopen next = nullptr;
+  if (next == nullptr) {
+    next = reinterpret_cast<Fopen>(::dlsym(RTLD_NEXT, "fopen"));
+  }
+  return open_stream(path, how, next);
+}
+KEVRE_EXPORT FILE* fopen64(const char* path, const char* how) {
+  static Fopen next = nullptr;
+  if (next == nullptr) {
+    next = reinterpret_cast<Fopen>(::dlsym(RTLD_NEXT, "fopen64"));
+  }
+  return open_stream(path, how, next);
+}
+
+// glibc's layout, with the file system's id (the same on every node that mounts it) in the place of the device number.
+KEVRE_EXPORT key_t ftok(const char* path, int project) noexcept {
+  struct stat file;
+  struct statfs system;
+  if (::stat(path, &file) != 0 || ::statfs(path, &system) != 0) {
+    return -1;
+  }
+  uint32_t words[2];
+  memcpy(words, &system.f_fsid, sizeof words);
+  uint32_t folded = words[0] ^ words[1];
+  folded ^= folded >> 16;
+  folded ^= folded >> 8;
+  return static_cast<key_t>((static_cast<uint32_t>(file.st_ino) & 0xffffu) | (folded & 0xffu) << 16 |
+                            (static_cast<uint32_t>(project) & 0xffu) << 24);
+}

@@ -1,0 +1,45 @@
+// Shm: the shared memory segments of the namespace. Owns their ids, permissions and attachment counts, not their pages.
+// Pure, one owner; see namespace.h. Tested in tests/ipc/namespace_test.cc.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "ipc/table.h"
+
+namespace kevre::ipc {
+
+class Shm {
+ public:
+  explicit Shm(uint32_t generation);
+  void get(const Event& event);
+  void attach(const Event& event);
+  void control(const Event& event);
+  void detached(NodeId node, const Call& call, int64_t now, std::vector<Effect>& effects);
+  void forked(NodeId node, const Call& call, int64_t now);
+  void on_node_lost(NodeId node, int64_t now, std::vector<Effect>& effects);
+  std::string proc_text();
+
+ private:
+  struct Object {
+    Permissions permissions;
+    SegmentId segment;
+    uint64_t bytes = 0;
+    std::map<NodeId, uint64_t> attached;
+    uint32_t creator_pid = 0, last_pid = 0;
+    int64_t attach_time = 0, detach_time = 0, change_time = 0;
+    uint64_t attachments() const;
+  };
+  int32_t create(const Event& event);
+  void change(const Event& event);
+  void stat(const Event& event);
+  void destroy_if_unused(int32_t id, std::vector<Effect>& effects);
+  Object* by_segment(SegmentId segment, int32_t* id);
+
+  Table<Object> table_;
+  std::map<SegmentId, int32_t> of_segment_;
+  uint64_t next_segment_;
+  uint64_t pages_ = 0;
+};
+
+}  // namespace kevre::ipc
