@@ -64,6 +64,8 @@ void Namespace::on_call(const Caller& caller, const Call& call, std::span<const 
   answer(event, ENOSYS);
 }
 
+void Namespace::on_view(uint32_t view) { parts_->shm.on_view(view); }
+
 void Namespace::on_cancel(CallId call, int error, std::vector<Effect>& effects) {
   if (!parts_->sem.cancel(call, error, effects)) {
     parts_->msg.cancel(call, error, effects);

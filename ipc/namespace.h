@@ -71,6 +71,9 @@ class Namespace {
   explicit Namespace(uint32_t generation);
   ~Namespace();
 
+  // A later view: new segments are numbered as born in it.
+  void on_view(uint32_t view);
+
   // Each appends to `effects`. `now`: seconds since 1970.
   // `call` was decoded by decode_call() and is otherwise untrusted.
   void on_call(const Caller& caller, const Call& call, std::span<const std::byte> payload, int64_t now,

@@ -18,15 +18,15 @@ bool ended(const UniqueFd& pidfd) {
 }
 }  // namespace
 
-Programs::Programs(EventLoop* loop, Segments* segments, SeatLink* seat, OnDied on_died)
-    : loop_(loop), segments_(segments), seat_(seat), on_died_(std::move(on_died)) {
-  segments_->set_on_fork([this](MmId parent, MmId child, int uffd) { on_fork(parent, child, uffd); });
-  segments_->set_on_unmapped([this](MmId mm, uint64_t address, uint64_t bytes) { on_unmapped(mm, address, bytes); });
+Programs::Programs(EventLoop* loop, dsm::Node* node, SeatLink* seat, OnDied on_died)
+    : loop_(loop), node_(node), seat_(seat), on_died_(std::move(on_died)) {
+  node_->set_on_fork([this](dsm::MmId parent, dsm::MmId child, int uffd) { on_fork(parent, child, uffd); });
+  node_->set_on_unmapped([this](dsm::MmId mm, uint64_t address, uint64_t bytes) { on_unmapped(mm, address, bytes); });
 }
 
 Programs::~Programs() {
-  segments_->set_on_fork(nullptr);
-  segments_->set_on_unmapped(nullptr);
+  node_->set_on_fork(nullptr);
+  node_->set_on_unmapped(nullptr);
   for (auto& [number, program] : programs_) {
     loop_->remove(program.pidfd.get());
   }
@@ -82,7 +82,7 @@ void Programs::died(uint64_t number) {
   on_died_(number);
   if (gone.space) {
     const auto space = spaces_.find(*gone.space);
-    if (space != spaces_.end() && !segments_->alive(*gone.space)) {
+    if (space != spaces_.end() && !node_->alive(*gone.space)) {
       end_space(*gone.space);
     } else if (space != spaces_.end()) {
       sweep_later();  // somebody else (vfork, CLONE_VM) still lives in it
@@ -91,7 +91,7 @@ void Programs::died(uint64_t number) {
   seat_->process_gone(number, static_cast<uint32_t>(gone.pid));
 }
 
-void Programs::end_space(MmId mm) {
+void Programs::end_space(dsm::MmId mm) {
   auto space = spaces_.extract(mm);
   if (space.empty()) {
     return;
@@ -100,7 +100,7 @@ void Programs::end_space(MmId mm) {
   if (program != programs_.end() && program->second.space == mm) {
     program->second.space.reset();
   }
-  segments_->drop(mm);
+  node_->drop(mm);
   std::map<SegmentId, uint64_t> counts;
   for (const auto& [address, attachment] : space.mapped().attachments) {
     ++counts[attachment.segment];
@@ -112,20 +112,20 @@ void Programs::end_space(MmId mm) {
 
 // Address spaces end without a word when nobody of theirs speaks to us: exec, or a child that never said hello.
 void Programs::sweep() {
-  std::vector<MmId> gone;
+  std::vector<dsm::MmId> gone;
   bool again = false;
   for (const auto& [mm, space] : spaces_) {
     const auto program = programs_.find(space.program);
     if (program != programs_.end() && program->second.sessions > 0) {
       continue;
     }
-    if (segments_->alive(mm)) {
+    if (node_->alive(mm)) {
       again = true;
     } else {
       gone.push_back(mm);
     }
   }
-  for (const MmId mm : gone) {
+  for (const dsm::MmId mm : gone) {
     end_space(mm);
   }
   if (again) {
@@ -142,7 +142,7 @@ void Programs::sweep_later() {
   }
 }
 
-void Programs::on_fork(MmId parent, MmId child, int uffd) {
+void Programs::on_fork(dsm::MmId parent, dsm::MmId child, int uffd) {
   const auto from = spaces_.find(parent);
   if (from == spaces_.end()) {
     return;
@@ -172,10 +172,10 @@ std::optional<int> Programs::claim_fork(uint64_t number, pid_t parent) {
   if (program.space) {
     return std::nullopt;
   }
-  // MmIds grow: the oldest child that waits. Two threads that fork at once may swap their children's address spaces;
+  // dsm::MmIds grow: the oldest child that waits. Two threads that fork at once may swap their children's address spaces;
   // both have the same attachments.
   for (auto& [mm, space] : spaces_) {
-    if (space.program == 0 && space.pid == static_cast<uint32_t>(parent) && segments_->alive(mm)) {
+    if (space.program == 0 && space.pid == static_cast<uint32_t>(parent) && node_->alive(mm)) {
       space.program = number;
       space.pid = static_cast<uint32_t>(program.pid);
       program.space = mm;
@@ -187,7 +187,7 @@ std::optional<int> Programs::claim_fork(uint64_t number, pid_t parent) {
 
 bool Programs::has_space(uint64_t number) {
   const Program& program = programs_.at(number);
-  if (program.space && !segments_->alive(*program.space)) {
+  if (program.space && !node_->alive(*program.space)) {
     end_space(*program.space);
   }
   return program.space.has_value();
@@ -199,7 +199,7 @@ int Programs::attached(uint64_t number, SegmentId segment, uint64_t address, uin
     if (!uffd) {
       return EINVAL;
     }
-    const auto mm = segments_->adopt(std::move(uffd));
+    const auto mm = node_->adopt(std::move(uffd));
     if (!mm) {
       KEVRE_LOG_WARN("ipc: userfaultfd of process {} refused: {}", program.pid, mm.error().text);
       return ENOMEM;
@@ -210,7 +210,7 @@ int Programs::attached(uint64_t number, SegmentId segment, uint64_t address, uin
     space.pid = static_cast<uint32_t>(program.pid);
     spaces_.emplace(*mm, std::move(space));
   }
-  const auto done = segments_->attach(*program.space, segment, address, bytes);
+  const auto done = node_->attach(*program.space, segment, address, bytes);
   if (!done) {
     KEVRE_LOG_WARN("ipc: attach of process {}: {}", program.pid, done.error().text);
     return ENOMEM;
@@ -240,12 +240,12 @@ void Programs::detach_done(uint64_t number, uint64_t address) {
   }
   auto attachment = spaces_.at(*program.space).attachments.extract(address);
   if (!attachment.empty()) {  // else the unmapping was seen already
-    segments_->detach(*program.space, address);
+    node_->detach(*program.space, address);
     tell_detached(static_cast<uint32_t>(program.pid), attachment.mapped().segment, 1);
   }
 }
 
-void Programs::on_unmapped(MmId mm, uint64_t address, uint64_t bytes) {
+void Programs::on_unmapped(dsm::MmId mm, uint64_t address, uint64_t bytes) {
   const auto space = spaces_.find(mm);
   if (space == spaces_.end()) {
     return;

@@ -1,6 +1,6 @@
 // Programs: the processes of this node that speak to the service, their address spaces and what is attached where.
 // A process lives from its first connection until its pidfd says that all its threads are gone; exec does not end it. An
-// address space (dsm::MmId) ends on its own: at exec, at exit, at kill -9; then its attachments are gone.
+// address space (dsm::dsm::MmId) ends on its own: at exec, at exit, at kill -9; then its attachments are gone.
 // fork: the kernel tells the DSM before the child runs; the child's address space waits here, counted already, until the
 // child says hello, or until it is gone.
 // Owns: the pidfds. Threads: the loop's. Tested in tests/ipc/service_test.cc.
@@ -14,14 +14,14 @@
 
 #include "base/event_loop.h"
 #include "ipc/seat_link.h"
-#include "ipc/segments.h"
+#include "dsm/node.h"
 
 namespace kevre::ipc {
 
 class Programs {
  public:
   using OnDied = std::function<void(uint64_t program)>;
-  Programs(EventLoop* loop, Segments* segments, SeatLink* seat, OnDied on_died);
+  Programs(EventLoop* loop, dsm::Node* node, SeatLink* seat, OnDied on_died);
   ~Programs();
 
   // The number of the process, which is new when it was not known. kNotFound: it is gone already.
@@ -59,23 +59,23 @@ class Programs {
     pid_t pid = 0;
     UniqueFd pidfd;
     int sessions = 0;
-    std::optional<MmId> space;
+    std::optional<dsm::MmId> space;
   };
-  void on_fork(MmId parent, MmId child, int uffd);
-  void on_unmapped(MmId mm, uint64_t address, uint64_t bytes);
+  void on_fork(dsm::MmId parent, dsm::MmId child, int uffd);
+  void on_unmapped(dsm::MmId mm, uint64_t address, uint64_t bytes);
   void died(uint64_t program);
-  void end_space(MmId mm);
+  void end_space(dsm::MmId mm);
   void sweep();
   void sweep_later();
 
   EventLoop* loop_;
-  Segments* segments_;
+  dsm::Node* node_;
   SeatLink* seat_;
   OnDied on_died_;
   uint64_t last_number_ = 0;
   std::map<uint64_t, Program> programs_;
   std::map<pid_t, uint64_t> of_pid_;
-  std::map<MmId, Space> spaces_;
+  std::map<dsm::MmId, Space> spaces_;
   std::optional<EventLoop::TimerId> sweep_timer_;
 };
 

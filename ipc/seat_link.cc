@@ -249,6 +249,7 @@ void SeatLink::on_view(const cluster::View& view) {
     seat_lost();
   }
   if (has_seat()) {
+    names_->on_view(view.id.value);
     std::vector<Effect> effects;
     for (const auto* gone : {&view.lost, &view.left}) {
       for (const NodeId node : *gone) {

@@ -76,12 +76,12 @@ Result<UniqueFd> text_fd(std::span<const std::byte> text) {
 }  // namespace
 
 struct Service::Parts {
-  Parts(const Options& what, EventLoop* the_loop, transport::Transport* transport, std::unique_ptr<Segments> dsm)
+  Parts(const Options& what, EventLoop* the_loop, transport::Transport* transport, dsm::Node* dsm)
       : options(what),
         loop(the_loop),
-        segments(std::move(dsm)),
-        seat(what.self, transport, [this](SegmentId segment) { segments->destroy(segment); }),
-        programs(the_loop, segments.get(), &seat, [this](uint64_t program) { close_sessions(program); }) {
+        node(dsm),
+        seat(what.self, transport, [this](SegmentId segment) { node->destroy(segment); }),
+        programs(the_loop, dsm, &seat, [this](uint64_t program) { close_sessions(program); }) {
     events.on_call = [this](Session& session, const DecodedCall& call, std::vector<UniqueFd> fds) {
       on_call(session, call, std::move(fds));
     };
@@ -113,7 +113,7 @@ struct Service::Parts {
 
   Options options;
   EventLoop* loop;
-  std::unique_ptr<Segments> segments;
+  dsm::Node* node;
   SeatLink seat;
   std::map<uint64_t, std::unique_ptr<Session>> sessions;
   uint64_t last_session = 0;
@@ -165,11 +165,11 @@ void Service::Parts::open(UniqueFd socket) {
 }
 
 void Service::Parts::close(uint64_t id) {
-  auto node = sessions.extract(id);
-  if (node.empty()) {
+  auto closed = sessions.extract(id);
+  if (closed.empty()) {
     return;
   }
-  Session& session = *node.mapped();
+  Session& session = *closed.mapped();
   if (session.call.program_number != 0 && !session.call.attaching && !closing) {
     seat.forget(session.call.seat_number);
   }
@@ -178,7 +178,7 @@ void Service::Parts::close(uint64_t id) {
   if (session.detach != 0 && programs.pid_of(program) != 0) {
     programs.detach_done(program, session.detach);
   }
-  node.mapped().reset();
+  closed.mapped().reset();
   if (!closing) {
     programs.session_closed(program);
   }
@@ -322,14 +322,14 @@ void Service::Parts::answered(uint64_t id, const Call& call, const Answer& answe
 
 void Service::Parts::attach_granted(Session& session, const Call& call, const Answer& answer) {
   session.attach = {SegmentId(answer.segment), answer.size};
-  const auto memory = segments->segment_fd(session.attach.segment, answer.size);
+  const auto memory = node->segment_fd(session.attach.segment, answer.size);
   if (!memory) {
     KEVRE_LOG_WARN("ipc: shmat of {} bytes: {}", answer.size, memory.error().text);
     give_up_attach(session);
     return session.answer_error(call.number, ENOMEM);
   }
   const bool first = !programs.has_space(session.program());
-  const int fds[] = {*memory, segments->userfaultfd_device()};
+  const int fds[] = {*memory, node->userfaultfd_device()};
   session.answer(call.number, answer, {}, std::span(fds).first(first ? 2 : 1));
 }
 
@@ -352,8 +352,8 @@ Service::Service(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Service::~Service() = default;
 
 Result<std::unique_ptr<Service>> Service::create(const Options& options, EventLoop* loop,
-                                                 transport::Transport* transport, std::unique_ptr<Segments> segments) {
-  auto parts = std::make_unique<Parts>(options, loop, transport, std::move(segments));
+                                                 transport::Transport* transport, dsm::Node* node) {
+  auto parts = std::make_unique<Parts>(options, loop, transport, node);
   KEVRE_ASSIGN(parts->listener, listen_at(options.socket_path));
   Parts* raw = parts.get();
   KEVRE_TRY(loop->add(parts->listener.get(), EPOLLIN, [raw](uint32_t) { raw->on_accept(); }));

@@ -10,7 +10,7 @@
 
 #include "base/event_loop.h"
 #include "cluster/view.h"
-#include "ipc/segments.h"
+#include "dsm/node.h"
 #include "transport/transport.h"
 
 namespace kevre::ipc {
@@ -31,9 +31,6 @@ class Service {
   // kExists: another daemon serves the socket.
   static Result<std::unique_ptr<Service>> create(const Options& options, EventLoop* loop,
                                                  transport::Transport* transport, dsm::Node* node);
-  // With another DSM, and perhaps without a transport (one node): for tests.
-  static Result<std::unique_ptr<Service>> create(const Options& options, EventLoop* loop,
-                                                 transport::Transport* transport, std::unique_ptr<Segments> segments);
   ~Service();
 
   void on_view(const cluster::View& view);

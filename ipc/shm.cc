@@ -21,15 +21,15 @@ uint64_t Shm::Object::attachments() const {
   return sum;
 }
 
-// Segment numbers: 1 in the top four bits (others may number segments of their own), the generation, a counter.
-Shm::Shm(uint32_t generation)
-    : table_(kShmMni, generation > 1 ? generation - 1 : 0),
-      next_segment_((uint64_t{1} << 60) | (static_cast<uint64_t>(generation & 0xfffffffu) << 32) | 1) {}
+Shm::Shm(uint32_t generation) : table_(kShmMni, generation > 1 ? generation - 1 : 0), view_(generation) {}
 
 int32_t Shm::create(const Event& event) {
   const uint64_t bytes = event.call.size;
   if (bytes == 0 || bytes > kShmMax) {
     return -EINVAL;
+  }
+  if (next_segment_ == 0) {
+    return -ENOSPC;  // numbers are not used twice
   }
   const uint64_t pages = pages_of(bytes);
   if (pages_ + pages < pages_ || pages_ + pages > kShmAll) {
@@ -39,7 +39,7 @@ int32_t Shm::create(const Event& event) {
     return -ENOMEM;
   }
   auto object = std::make_unique<Object>();
-  object->segment = SegmentId(next_segment_);
+  object->segment = SegmentId(static_cast<uint64_t>(view_) << 32 | next_segment_);
   object->bytes = bytes;
   object->creator_pid = event.caller.pid;
   object->change_time = event.now;

@@ -18,6 +18,7 @@ class Shm {
   void detached(NodeId node, const Call& call, int64_t now, std::vector<Effect>& effects);
   void forked(NodeId node, const Call& call, int64_t now);
   void on_node_lost(NodeId node, int64_t now, std::vector<Effect>& effects);
+  void on_view(uint32_t view) { view_ = view; }
   std::string proc_text();
 
  private:
@@ -38,7 +39,8 @@ class Shm {
 
   Table<Object> table_;
   std::map<SegmentId, int32_t> of_segment_;
-  uint64_t next_segment_;
+  uint32_t view_;              // in which segments are born now: the upper half of their numbers (dsm/segment.h)
+  uint32_t next_segment_ = 1;  // the lower half
   uint64_t pages_ = 0;
 };
 
