@@ -72,7 +72,8 @@ struct Agent::Parts final : Door::Guest, transport::Handler {
   std::string free_name(NodeId id) const;
   bool name_taken(const std::string& name) const;
 
-  void on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) override;
+  void on_message(NodeId from, std::span<const std::byte> header,
+                  std::span<const std::byte> payload) override;
   void on_peer_lost(NodeId peer, const Error& why) override;
 
   void check_left();
@@ -97,8 +98,8 @@ struct Agent::Parts final : Door::Guest, transport::Handler {
   std::set<NodeId> connected;
 
   std::function<void()> leave_done;
-  bool out = false;             // delivered a view that this node left in
-  ViewId stable;                // the newest that this node handed over for
+  bool out = false;  // delivered a view that this node left in
+  ViewId stable;     // the newest that this node handed over for
   std::map<NodeId, ViewId> stable_of;
   // Calls that were posted must not reach an agent that is gone.
   std::shared_ptr<bool> alive = std::make_shared<bool>(true);
@@ -118,7 +119,9 @@ Agent::Parts::~Parts() {
 
 Result<std::unique_ptr<Agent>> Agent::create(const Options& options, EventLoop* loop) {
   if (!options.name.empty() && !good_name(options.name)) {
-    return fail(Errc::kInvalid, "'{}' is no name for a node; use letters, digits, '-', '_' and '.', at most 63", options.name);
+    return fail(Errc::kInvalid,
+                "'{}' is no name for a node; use letters, digits, '-', '_' and '.', at most 63",
+                options.name);
   }
   KEVRE_ASSIGN(const Endpoint listen, parse_endpoint(options.listen));
   KEVRE_ASSIGN(UniqueFd socket, listen_on(listen));
@@ -142,12 +145,14 @@ Result<std::unique_ptr<Agent>> Agent::create(const Options& options, EventLoop* 
   } else {
     JoinRequest request;
     request.to = options.join;
-    request.hello = Hello{options.name, to_text(address), options.transport_kind, options.pid_first, options.pid_last};
+    request.hello =
+        Hello{options.name, to_text(address), options.transport_kind, options.pid_first, options.pid_last};
     request.listens_on_all = address.ip == INADDR_ANY;
     request.key = options.key;
     request.timeout_ns = options.join_timeout_ns;
     Parts* p = parts.get();
-    KEVRE_ASSIGN(Joined joined, join(request, [p](NodeId id, const Endpoint& at) { return p->make_transport(id, at); }));
+    KEVRE_ASSIGN(Joined joined,
+                 join(request, [p](NodeId id, const Endpoint& at) { return p->make_transport(id, at); }));
     parts->transport = std::move(joined.transport);
     parts->options.name = joined.name;
     parts->start(std::move(joined.view), joined.id, joined.address, std::move(socket));
@@ -157,7 +162,8 @@ Result<std::unique_ptr<Agent>> Agent::create(const Options& options, EventLoop* 
   return std::unique_ptr<Agent>(new Agent(std::move(parts)));
 }
 
-Result<std::unique_ptr<transport::Transport>> Agent::Parts::make_transport(NodeId id, const Endpoint& address) const {
+Result<std::unique_ptr<transport::Transport>> Agent::Parts::make_transport(NodeId id,
+                                                                           const Endpoint& address) const {
   transport::Options o;
   o.self = id;
   o.kind = options.transport_kind;
@@ -171,16 +177,18 @@ Result<std::unique_ptr<transport::Transport>> Agent::Parts::make_transport(NodeI
 void Agent::Parts::start(View first, NodeId id, Endpoint address, UniqueFd socket) {
   self = id;
   listening_on = to_text(address);
-  membership = std::make_unique<Membership>(Membership::Options{id, options.failure_timeout_ns}, first, now_ns());
+  membership =
+      std::make_unique<Membership>(Membership::Options{id, options.failure_timeout_ns}, first, now_ns());
   transport->set_handler(transport::Service::kCluster, this);
   connect_to(first);
   view = std::move(first);
   door = std::make_unique<Door>(loop, options.key, std::move(socket), this);
-  prober = std::make_unique<Prober>(loop, options.key, id, [this](NodeId node, ProbeResult result, ViewId theirs) {
-    Membership::Effects effects;
-    membership->on_probe(node, result, theirs, now_ns(), effects);
-    apply(std::move(effects));
-  });
+  prober =
+      std::make_unique<Prober>(loop, options.key, id, [this](NodeId node, ProbeResult result, ViewId theirs) {
+        Membership::Effects effects;
+        membership->on_probe(node, result, theirs, now_ns(), effects);
+        apply(std::move(effects));
+      });
   tick_timer = loop->after(membership->tick_ns(), [this] { tick(); });
 }
 
@@ -209,7 +217,8 @@ void Agent::Parts::connect_to(const View& next) {
 }
 
 void Agent::Parts::send(NodeId to, const Message& message) {
-  // A message that does not go out now is said again: heartbeats, fetches and stuck proposals repeat themselves.
+  // A message that does not go out now is said again: heartbeats, fetches and stuck proposals repeat
+  // themselves.
   const Result<void> sent = transport->send(to, transport::Service::kCluster, {}, encode(message));
   if (!sent) {
     KEVRE_LOG_DEBUG("cluster message to node {}: {}", to, sent.error().text);
@@ -257,7 +266,8 @@ void Agent::Parts::deliver_views() {
   while (!undelivered.empty()) {
     view = std::move(undelivered.front());
     undelivered.pop_front();
-    KEVRE_LOG_INFO("view {}: {} members, {} lost, {} left", view.id, view.members.size(), view.lost.size(), view.left.size());
+    KEVRE_LOG_INFO("view {}: {} members, {} lost, {} left", view.id, view.members.size(), view.lost.size(),
+                   view.left.size());
     for (const NodeId node : view.lost) {
       stable_of.erase(node);
     }
@@ -272,8 +282,12 @@ void Agent::Parts::deliver_views() {
 
 void Agent::Parts::on_frame(Door::ConnectionId connection, const Endpoint& from, Frame frame) {
   switch (frame.type) {
-    case FrameType::kHello: on_hello(connection, from, frame); return;
-    case FrameType::kReady: on_ready(connection, std::move(frame)); return;
+    case FrameType::kHello:
+      on_hello(connection, from, frame);
+      return;
+    case FrameType::kReady:
+      on_ready(connection, std::move(frame));
+      return;
     case FrameType::kProbe: {
       const Result<Probe> probe = decode_probe(frame.body);
       if (probe) {
@@ -289,7 +303,8 @@ void Agent::Parts::on_frame(Door::ConnectionId connection, const Endpoint& from,
     case FrameType::kRefusal:
     case FrameType::kRedirect:
     case FrameType::kProbeReply:
-    case FrameType::kDenied: break;
+    case FrameType::kDenied:
+      break;
   }
   refuse(connection, Errc::kCorrupt, "a frame that has no place here");
 }
@@ -302,7 +317,8 @@ void Agent::Parts::refuse(Door::ConnectionId connection, Errc code, std::string 
 
 bool Agent::Parts::name_taken(const std::string& name) const {
   return membership->view().find(name) != nullptr ||
-         std::any_of(joining.begin(), joining.end(), [&](const auto& entry) { return entry.second.hello.name == name; });
+         std::any_of(joining.begin(), joining.end(),
+                     [&](const auto& entry) { return entry.second.hello.name == name; });
 }
 
 std::string Agent::Parts::free_name(NodeId id) const {
@@ -331,11 +347,13 @@ void Agent::Parts::on_hello(Door::ConnectionId connection, const Endpoint& from,
     return;
   }
   if (current.members.size() >= kMembersMax) {
-    refuse(connection, Errc::kExhausted, fmt::format("the cluster has {} nodes already, no more are possible", kMembersMax));
+    refuse(connection, Errc::kExhausted,
+           fmt::format("the cluster has {} nodes already, no more are possible", kMembersMax));
     return;
   }
   if (!hello->name.empty() && name_taken(hello->name)) {
-    refuse(connection, Errc::kExists, fmt::format("the cluster has a node named '{}' already; choose another --name", hello->name));
+    refuse(connection, Errc::kExists,
+           fmt::format("the cluster has a node named '{}' already; choose another --name", hello->name));
     return;
   }
   Joining entry;
@@ -375,7 +393,8 @@ void Agent::Parts::on_ready(Door::ConnectionId connection, Frame frame) {
   apply(std::move(effects));
 }
 
-// After a new view: those in it may come in, those who asked a node that no longer coordinates must ask again.
+// After a new view: those in it may come in, those who asked a node that no longer coordinates must ask
+// again.
 void Agent::Parts::answer_joining() {
   const View& current = membership->view();
   for (auto i = joining.begin(); i != joining.end();) {
@@ -386,7 +405,8 @@ void Agent::Parts::answer_joining() {
     } else if (!membership->coordinates() || membership->ended()) {
       refuse(connection, Errc::kViewChanged, "the coordinator changed while this node joined; try again");
     } else if (current.find(entry.hello.name) != nullptr) {
-      refuse(connection, Errc::kExists, fmt::format("the cluster has a node named '{}' already", entry.hello.name));
+      refuse(connection, Errc::kExists,
+             fmt::format("the cluster has a node named '{}' already", entry.hello.name));
     }
   }
 }
@@ -451,12 +471,24 @@ void Agent::Parts::finish_leave() {
 Agent::Agent(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Agent::~Agent() = default;
 
-NodeId Agent::self() const { return parts_->self; }
-const std::string& Agent::name() const { return parts_->options.name; }
-const std::string& Agent::listening_on() const { return parts_->listening_on; }
-transport::Transport& Agent::transport() { return *parts_->transport; }
-const View& Agent::view() const { return parts_->view; }
-void Agent::set_on_expelled(std::function<void(const Error& why)> call) { parts_->on_expelled = std::move(call); }
+NodeId Agent::self() const {
+  return parts_->self;
+}
+const std::string& Agent::name() const {
+  return parts_->options.name;
+}
+const std::string& Agent::listening_on() const {
+  return parts_->listening_on;
+}
+transport::Transport& Agent::transport() {
+  return *parts_->transport;
+}
+const View& Agent::view() const {
+  return parts_->view;
+}
+void Agent::set_on_expelled(std::function<void(const Error& why)> call) {
+  parts_->on_expelled = std::move(call);
+}
 
 void Agent::add_on_view(std::function<void(const View&)> call) {
   call(parts_->view);

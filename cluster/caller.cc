@@ -32,7 +32,8 @@ Result<UniqueFd> start_connect(const std::string& text) {
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = to.ip;
   address.sin_port = htons(to.port);
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 && errno != EINPROGRESS) {
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+      errno != EINPROGRESS) {
     return fail_errno("connecting to {}", text);
   }
   return socket;
@@ -68,7 +69,8 @@ Result<Call> Call::open(const std::string& address, const Key& key, Nanos deadli
   }
   if (const int error = socket_error(socket.get()); error != 0) {
     if (error == ECONNREFUSED) {
-      return fail(Errc::kPeerLost, "nobody listens on {}; start kevred there first, or mend the address of --join", address);
+      return fail(Errc::kPeerLost,
+                  "nobody listens on {}; start kevred there first, or mend the address of --join", address);
     }
     return fail_errno_text(error, fmt::format("connecting to {}", address));
   }
@@ -80,7 +82,9 @@ Result<Call> Call::open(const std::string& address, const Key& key, Nanos deadli
   return call;
 }
 
-Result<Endpoint> Call::local() const { return local_endpoint(socket_.get()); }
+Result<Endpoint> Call::local() const {
+  return local_endpoint(socket_.get());
+}
 
 Result<void> Call::send_all(std::span<const std::byte> bytes, Nanos deadline) {
   while (!bytes.empty()) {
@@ -169,13 +173,15 @@ void Prober::connect(NodeId node) {
   question.socket = std::move(*socket);
   const Nanos left = std::max<Nanos>(0, question.deadline - now_ns());
   question.timer = loop_->after(left, [this, node] { finish(node, ProbeResult::kNoAnswer, ViewId()); });
-  if (!loop_->add(question.socket.get(), EPOLLIN | EPOLLOUT, [this, node](uint32_t events) { on_event(node, events); })) {
+  if (!loop_->add(question.socket.get(), EPOLLIN | EPOLLOUT,
+                  [this, node](uint32_t events) { on_event(node, events); })) {
     loop_->cancel(question.timer);
     question.timer = loop_->after(0, [this, node] { finish(node, ProbeResult::kNoAnswer, ViewId()); });
   }
 }
 
-// Refused is the answer we look for. A reset may come from a daemon that is just dying: asked again until the deadline.
+// Refused is the answer we look for. A reset may come from a daemon that is just dying: asked again until the
+// deadline.
 void Prober::on_error(NodeId node, int error) {
   Question& question = *questions_.at(node);
   loop_->cancel(question.timer);
@@ -201,7 +207,8 @@ void Prober::on_event(NodeId node, uint32_t events) {
   }
   if ((events & EPOLLOUT) != 0) {
     const Bytes prelude = question.handshake.prelude();
-    if (::send(question.socket.get(), prelude.data(), prelude.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(prelude.size())) {
+    if (::send(question.socket.get(), prelude.data(), prelude.size(), MSG_NOSIGNAL) !=
+        static_cast<ssize_t>(prelude.size())) {
       on_error(node, ECONNRESET);
       return;
     }
@@ -225,9 +232,9 @@ void Prober::on_event(NodeId node, uint32_t events) {
     finish(node, ProbeResult::kRefused, ViewId());  // something else listens there now: the member is gone
   } else if (reply->has_value()) {
     const ProbeReply& answer = **reply;
-    const ProbeResult result = answer.self != node     ? ProbeResult::kRefused
-                               : answer.member ? ProbeResult::kMember
-                                               : ProbeResult::kNoMember;
+    const ProbeResult result = answer.self != node ? ProbeResult::kRefused
+                               : answer.member     ? ProbeResult::kMember
+                                                   : ProbeResult::kNoMember;
     finish(node, result, answer.view);
   }
 }
@@ -236,7 +243,8 @@ Result<std::optional<ProbeReply>> Prober::advance(Question& question) {
   if (question.handshake.open() && !question.asked) {
     question.asked = true;
     const Bytes frame = question.handshake.seal(FrameType::kProbe, encode(question.probe));
-    if (::send(question.socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(frame.size())) {
+    if (::send(question.socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL) !=
+        static_cast<ssize_t>(frame.size())) {
       return std::optional<ProbeReply>{};  // the read that follows says what happened
     }
   }

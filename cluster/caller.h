@@ -1,6 +1,6 @@
-// The calling side of the daemon's port. Call: a blocking connection with deadlines, for joining (before the loop runs).
-// Prober: asks in the loop, without blocking it, whether a member's daemon still lives.
-// Owns: their sockets. Threads: Call any, one owner; Prober the loop's. Tested in tests/cluster/door_test.cc.
+// The calling side of the daemon's port. Call: a blocking connection with deadlines, for joining (before the
+// loop runs). Prober: asks in the loop, without blocking it, whether a member's daemon still lives. Owns:
+// their sockets. Threads: Call any, one owner; Prober the loop's. Tested in tests/cluster/agent_test.cc.
 #pragma once
 
 #include <functional>

@@ -1,7 +1,7 @@
-// Writer and Reader: bytes of the cluster's messages, little endian, every length checked and bounded. A Reader that met
-// a wrong byte stays failed and yields zeros, so that a decoder checks once, at its end, with done().
-// Owns: Writer its bytes; Reader nothing. Threads: one owner. Tested in tests/cluster/codec_test.cc, fuzzed through
-// handshake_fuzz, membership_fuzz and launch_fuzz.
+// Writer and Reader: bytes of the cluster's messages, little endian, every length checked and bounded. A
+// Reader that met a wrong byte stays failed and yields zeros, so that a decoder checks once, at its end, with
+// done(). Owns: Writer its bytes; Reader nothing. Threads: one owner. Tested in
+// tests/cluster/handshake_test.cc, fuzzed through handshake_fuzz and launch_fuzz.
 #pragma once
 
 #include <bit>
@@ -19,7 +19,8 @@
 namespace kevre::cluster {
 
 using Bytes = std::vector<std::byte>;
-static_assert(std::endian::native == std::endian::little, "the wire format is little endian and copied as it is");
+static_assert(std::endian::native == std::endian::little,
+              "the wire format is little endian and copied as it is");
 
 class Writer {
  public:
@@ -82,8 +83,8 @@ class Reader {
     const auto value = bytes(bytes_max);
     return {reinterpret_cast<const char*>(value.data()), value.size()};
   }
-  // A count of things of which each takes at least `bytes_min`: more than the rest can hold is a failure, so that no
-  // decoder reserves memory for what cannot follow.
+  // A count of things of which each takes at least `bytes_min`: more than the rest can hold is a failure, so
+  // that no decoder reserves memory for what cannot follow.
   size_t count(size_t count_max, size_t bytes_min) {
     const size_t n = number<uint32_t>();
     if (n > count_max || n * bytes_min > in_.size()) {

@@ -38,12 +38,15 @@ Result<UniqueFd> listen_on(const Endpoint& endpoint) {
       ::listen(socket.get(), 128) != 0) {
     switch (errno) {
       case EADDRINUSE:
-        return fail(Errc::kExists, "port {} of {} is in use, perhaps by another kevred; stop that or choose another port with --listen",
+        return fail(Errc::kExists,
+                    "port {} of {} is in use, perhaps by another kevred; stop that or choose another port "
+                    "with --listen",
                     endpoint.port, text.substr(0, text.rfind(':')));
       case EADDRNOTAVAIL:
         return fail(Errc::kInvalid, "{} is no address of this machine; give one of `ip addr` with --listen",
                     text.substr(0, text.rfind(':')));
-      default: return fail_errno("listening on {}", text);
+      default:
+        return fail_errno("listening on {}", text);
     }
   }
   return socket;
@@ -78,23 +81,27 @@ void Door::accept_all() {
   for (;;) {
     sockaddr_in peer{};
     socklen_t size = sizeof peer;
-    UniqueFd socket(::accept4(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd socket(
+        ::accept4(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket) {
       return;  // nobody waits, or no descriptor is left: the caller's connect then times out
     }
     const Endpoint from{peer.sin_addr.s_addr, ntohs(peer.sin_port)};
-    if (connections_.size() >= kConnectionsMax) {
-      KEVRE_LOG_WARN("{} connections are joining at once; closed one more from {}", kConnectionsMax, to_text(from));
+    if (connections_.size() >= kConnectionsMax && !make_room()) {
+      KEVRE_LOG_WARN("{} nodes are joining at once; closed one more connection from {}", kConnectionsMax,
+                     to_text(from));
       continue;
     }
     const int on = 1;
     ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     const int fd = socket.get();
     const ConnectionId id = next_++;
-    auto connection = std::make_unique<Connection>(std::move(socket), from, Handshake(Role::kServer, key_, random_challenge()));
+    auto connection = std::make_unique<Connection>(std::move(socket), from,
+                                                   Handshake(Role::kServer, key_, random_challenge()));
     connection->out = connection->handshake.prelude();
     connection->timer = loop_->after(kSilenceNs, [this, id, from] {
-      KEVRE_LOG_WARN("closed a connection from {}: it proved nothing in {} s", to_text(from), kSilenceNs / kSecond);
+      KEVRE_LOG_WARN("closed a connection from {}: it proved nothing in {} s", to_text(from),
+                     kSilenceNs / kSecond);
       close(id);
     });
     connections_.emplace(id, std::move(connection));
@@ -104,6 +111,23 @@ void Door::accept_all() {
     }
     flush(id);
   }
+}
+
+// Closes the connection that has proved nothing for the longest time. Not the newest: then strangers who hold
+// their connections open would keep out every node with the key, which needs only milliseconds.
+bool Door::make_room() {
+  for (const auto& [id, connection] : connections_) {
+    if (!connection->handshake.proven()) {
+      if (!crowded_) {
+        KEVRE_LOG_WARN("more than {} connections that proved nothing; the oldest are closed, first {}",
+                       kConnectionsMax, to_text(connection->from));
+      }
+      crowded_ = true;
+      close(id);
+      return true;
+    }
+  }
+  return false;
 }
 
 void Door::on_event(ConnectionId id, uint32_t events) {
@@ -196,7 +220,8 @@ void Door::flush(ConnectionId id) {
   }
   Connection& connection = *i->second;
   while (!connection.out.empty()) {
-    const ssize_t n = ::send(connection.socket.get(), connection.out.data(), connection.out.size(), MSG_NOSIGNAL);
+    const ssize_t n =
+        ::send(connection.socket.get(), connection.out.data(), connection.out.size(), MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) {
       continue;
     }
@@ -227,6 +252,7 @@ void Door::close(ConnectionId id) {
   loop_->cancel(i->second->timer);
   loop_->remove(i->second->socket.get());
   connections_.erase(i);
+  crowded_ = crowded_ && connections_.size() >= kConnectionsMax / 2;
   guest_->on_closed(id);
 }
 

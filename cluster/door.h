@@ -1,7 +1,8 @@
-// Door: the listening side of the daemon's TCP port. Accepts connections, runs their handshake and hands frames whose
-// proof held to the owner. A connection that says nothing for kSilenceNs, garbage, a wrong key, another version: closed,
-// one log line, and the daemon lives on. At most kConnectionsMax at a time; more are closed at once.
-// Owns: the listening socket and the connections. Threads: the loop's. Tested in tests/cluster/door_test.cc.
+// Door: the listening side of the daemon's TCP port. Accepts connections, runs their handshake and hands
+// frames whose proof held to the owner. A connection that says nothing for kSilenceNs, garbage, a wrong key,
+// another version: closed, one log line, and the daemon lives on. At most kConnectionsMax at a time: a new
+// one takes the place of the oldest that has proved nothing, so strangers cannot keep nodes out. Owns: the
+// listening socket and the connections. Threads: the loop's. Tested in tests/cluster/agent_test.cc.
 #pragma once
 
 #include <functional>
@@ -16,15 +17,16 @@
 
 namespace kevre::cluster {
 
-// A TCP socket bound to and listening on `endpoint`. Port in use, address not of this machine: said with a remedy.
+// A TCP socket bound to and listening on `endpoint`. Port in use, address not of this machine: said with a
+// remedy.
 Result<UniqueFd> listen_on(const Endpoint& endpoint);
 Result<Endpoint> local_endpoint(int socket);
 
 class Door {
  public:
   using ConnectionId = uint64_t;
-  static constexpr Nanos kSilenceNs = 2 * kSecond;   // until the proof
-  static constexpr Nanos kJoinNs = 15 * kSecond;     // after it
+  static constexpr Nanos kSilenceNs = 2 * kSecond;  // until the proof
+  static constexpr Nanos kJoinNs = 15 * kSecond;    // after it
   static constexpr size_t kConnectionsMax = 64;
 
   class Guest {
@@ -51,10 +53,12 @@ class Door {
     Bytes out;
     bool last = false;
     EventLoop::TimerId timer = 0;
-    Connection(UniqueFd s, Endpoint f, Handshake h) : socket(std::move(s)), from(f), handshake(std::move(h)) {}
+    Connection(UniqueFd s, Endpoint f, Handshake h)
+        : socket(std::move(s)), from(f), handshake(std::move(h)) {}
   };
 
   void accept_all();
+  bool make_room();
   void on_event(ConnectionId id, uint32_t events);
   void read(ConnectionId id);
   void take_frames(ConnectionId id);
@@ -69,6 +73,7 @@ class Door {
   Guest* guest_;
   std::map<ConnectionId, std::unique_ptr<Connection>> connections_;
   ConnectionId next_ = 1;
+  bool crowded_ = false;  // said once per crowd, not once per connection
 };
 
 }  // namespace kevre::cluster

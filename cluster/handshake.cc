@@ -51,7 +51,8 @@ Result<void> Handshake::take_prelude() {
   uint16_t version = 0;
   std::memcpy(&version, in_.data() + sizeof kMagic, 2);
   if (version != kProtocolVersion) {
-    return fail(Errc::kUnsupported, "the other side speaks protocol {} and this one {}; install the same kevre on all nodes",
+    return fail(Errc::kUnsupported,
+                "the other side speaks protocol {} and this one {}; install the same kevre on all nodes",
                 version, kProtocolVersion);
   }
   if (in_.size() < kPreludeBytes) {
@@ -92,7 +93,9 @@ Bytes Handshake::seal(FrameType type, std::span<const std::byte> body) {
   KEVRE_CHECK(open(), "sealed before the peer's prelude came");
   const Proof proof = prove(role_, frames_out_++, type, body);
   Writer out;
-  out.number(static_cast<uint32_t>(1 + body.size() + kProofBytes)).number(static_cast<uint8_t>(type)).raw(body);
+  out.number(static_cast<uint32_t>(1 + body.size() + kProofBytes))
+      .number(static_cast<uint8_t>(type))
+      .raw(body);
   out.raw(std::as_bytes(std::span(proof)));
   return out.take();
 }
@@ -169,7 +172,11 @@ std::string to_text(const Endpoint& endpoint) {
 
 Bytes encode(const Hello& hello) {
   Writer out;
-  out.text(hello.name).text(hello.address).text(hello.transport_kind).number(hello.pid_first).number(hello.pid_last);
+  out.text(hello.name)
+      .text(hello.address)
+      .text(hello.transport_kind)
+      .number(hello.pid_first)
+      .number(hello.pid_last);
   return out.take();
 }
 
@@ -226,7 +233,9 @@ Result<Refusal> decode_refusal(std::span<const std::byte> bytes) {
   return refusal;
 }
 
-Bytes encode(const Probe& probe) { return Writer().number(probe.from.value).number(probe.view.value).take(); }
+Bytes encode(const Probe& probe) {
+  return Writer().number(probe.from.value).number(probe.view.value).take();
+}
 
 Result<Probe> decode_probe(std::span<const std::byte> bytes) {
   Reader in(bytes);
@@ -240,7 +249,11 @@ Result<Probe> decode_probe(std::span<const std::byte> bytes) {
 }
 
 Bytes encode(const ProbeReply& reply) {
-  return Writer().number(reply.self.value).number(reply.view.value).number(static_cast<uint8_t>(reply.member)).take();
+  return Writer()
+      .number(reply.self.value)
+      .number(reply.view.value)
+      .number(static_cast<uint8_t>(reply.member))
+      .take();
 }
 
 Result<ProbeReply> decode_probe_reply(std::span<const std::byte> bytes) {

@@ -1,23 +1,26 @@
-// Handshake: what two kevred say to each other on the daemon's TCP port, as a state machine over bytes (no socket).
+// Handshake: what two kevred say to each other on the daemon's TCP port, as a state machine over bytes (no
+// socket).
 //
 // Each side sends a prelude {magic, version, role, 32 byte challenge}; after that only sealed frames:
 //
 //   length u32 | type u8 | body | proof 32      length counts type, body and proof
-//   proof = HMAC(key, label | version | sender's role | client's challenge | server's challenge | frame number | type | body)
+//   proof = HMAC(key, label | version | sender's role | client's challenge | server's challenge | frame
+//   number | type | body)
 //
-// so a frame proves the key and its own content in one. A proof can be neither replayed (both challenges are fresh),
-// nor reflected (the sender's role is in it), nor reordered (the frame number is in it). Not one byte of a body is
-// looked at before its proof held; until the first proof a peer can make us keep kFirstFrameBytesMax bytes, no more.
-// Frames are authenticated, not secret: names, addresses and views are no secrets, the key never travels.
+// so a frame proves the key and its own content in one. A proof can be neither replayed (both challenges are
+// fresh), nor reflected (the sender's role is in it), nor reordered (the frame number is in it). Not one byte
+// of a body is looked at before its proof held; until the first proof a peer can make us keep
+// kFirstFrameBytesMax bytes, no more. Frames are authenticated, not secret: names, addresses and views are no
+// secrets, the key never travels.
 //
 //   client: prelude ------>            <------ prelude :server
-//           kHello  ------>            <------ kWelcome (id) | kRefusal (why) | kRedirect (coordinator's address)
-//           kReady (transport address) ------> <------ kAdmitted (view) | kRefusal
-//           kProbe (who asks) ------>          <------ kProbeReply (who answers, is the asker a member)
+//           kHello  ------>            <------ kWelcome (id) | kRefusal (why) | kRedirect (coordinator's
+//           address) kReady (transport address) ------> <------ kAdmitted (view) | kRefusal kProbe (who asks)
+//           ------>          <------ kProbeReply (who answers, is the asker a member)
 //
-// A server that cannot verify a proof answers kDenied, whose body and proof are empty, and closes: the client learns
-// nothing but that the keys differ.
-// Owns: nothing. Threads: one owner. Tested in tests/cluster/handshake_test.cc, fuzzed in tests/fuzz/handshake_fuzz.cc.
+// A server that cannot verify a proof answers kDenied, whose body and proof are empty, and closes: the client
+// learns nothing but that the keys differ. Owns: nothing. Threads: one owner. Tested in
+// tests/cluster/handshake_test.cc, fuzzed in tests/fuzz/handshake_fuzz.cc.
 #pragma once
 
 #include <array>
@@ -38,11 +41,19 @@ inline constexpr size_t kChallengeBytes = 32;
 inline constexpr size_t kProofBytes = 32;
 inline constexpr size_t kPreludeBytes = 8 + 2 + 1 + kChallengeBytes;
 inline constexpr size_t kFirstFrameBytesMax = 4096;
-inline constexpr size_t kFrameBytesMax = size_t{8} << 20;  // a view of 1024 members with their transport addresses
+inline constexpr size_t kFrameBytesMax = size_t{8}
+                                         << 20;  // a view of 1024 members with their transport addresses
 
 enum class Role : uint8_t { kClient = 1, kServer = 2 };
 enum class FrameType : uint8_t {
-  kHello = 1, kWelcome = 2, kReady = 3, kAdmitted = 4, kRefusal = 5, kRedirect = 6, kProbe = 7, kProbeReply = 8,
+  kHello = 1,
+  kWelcome = 2,
+  kReady = 3,
+  kAdmitted = 4,
+  kRefusal = 5,
+  kRedirect = 6,
+  kProbe = 7,
+  kProbeReply = 8,
   kDenied = 9,
 };
 
@@ -60,13 +71,15 @@ class Handshake {
   Handshake(Role role, const Key& key, const Challenge& challenge);
 
   Bytes prelude() const;  // send this first
-  // Bytes of the peer. An error is final (close the connection): kCorrupt (garbage), kUnsupported (another version),
-  // kDenied (another key).
+  // Bytes of the peer. An error is final (close the connection): kCorrupt (garbage), kUnsupported (another
+  // version), kDenied (another key).
   Result<void> feed(std::span<const std::byte> bytes);
   // The next frame whose proof held.
   Result<std::optional<Frame>> next();
-  bool open() const { return peer_challenge_.has_value(); }  // the peer's prelude is here: seal() may be called
-  bool proven() const { return frames_in_ > 0; }             // the peer has the key
+  bool open() const {
+    return peer_challenge_.has_value();
+  }                                               // the peer's prelude is here: seal() may be called
+  bool proven() const { return frames_in_ > 0; }  // the peer has the key
   Bytes seal(FrameType type, std::span<const std::byte> body);
 
  private:

@@ -14,7 +14,8 @@ namespace {
 constexpr int kRedirectsMax = 8;
 constexpr Nanos kRetryNs = 100 * kMillisecond;
 
-Result<Joined> come_in(Call& call, const JoinRequest& request, const Frame& frame, const MakeTransport& make, Nanos deadline) {
+Result<Joined> come_in(Call& call, const JoinRequest& request, const Frame& frame, const MakeTransport& make,
+                       Nanos deadline) {
   KEVRE_ASSIGN(Welcome welcome, decode_welcome(frame.body));
   Joined joined;
   joined.id = welcome.id;

@@ -1,7 +1,7 @@
-// join(): the joining node's side of the conversation with the coordinator, blocking, with a deadline. The node's id is
-// known only in the middle of it and the transport needs the id, so the caller gives a function that makes the transport.
-// Threads: any; the transport is not progressed meanwhile, so nothing is delivered before the first view is known.
-// Tested in tests/cluster/agent_test.cc.
+// join(): the joining node's side of the conversation with the coordinator, blocking, with a deadline. The
+// node's id is known only in the middle of it and the transport needs the id, so the caller gives a function
+// that makes the transport. Threads: any; the transport is not progressed meanwhile, so nothing is delivered
+// before the first view is known. Tested in tests/cluster/agent_test.cc.
 #pragma once
 
 #include <functional>
@@ -16,7 +16,8 @@ namespace kevre::cluster {
 struct JoinRequest {
   std::string to;  // "ADDRESS:PORT" of any node
   Hello hello;
-  bool listens_on_all = false;  // hello.address has no address in it: takes the one used towards the coordinator
+  bool listens_on_all =
+      false;  // hello.address has no address in it: takes the one used towards the coordinator
   Key key;
   Nanos timeout_ns = 0;
 };

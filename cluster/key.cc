@@ -17,7 +17,9 @@ namespace {
 constexpr size_t kHexDigits = 64;
 
 // libsodium wants this once before anything else; more calls cost nothing.
-void start_sodium() { KEVRE_CHECK(sodium_init() >= 0, "libsodium does not start"); }
+void start_sodium() {
+  KEVRE_CHECK(sodium_init() >= 0, "libsodium does not start");
+}
 
 }  // namespace
 
@@ -51,7 +53,7 @@ Result<Key> read_key_file(const std::string& path) {
   if (!file) {
     return fail_errno("cluster key file {}", path);
   }
-  struct stat status{};
+  struct stat status {};
   if (::fstat(file.get(), &status) != 0) {
     return fail_errno("cluster key file {}", path);
   }
@@ -70,11 +72,14 @@ Result<Key> read_key_file(const std::string& path) {
   size_t bytes = 0;
   const size_t size = static_cast<size_t>(n);
   const bool shape = size == kHexDigits || (size == kHexDigits + 1 && text[kHexDigits] == '\n');
-  const bool good = shape && sodium_hex2bin(key.bytes.data(), key.bytes.size(), text, kHexDigits, nullptr, &bytes,
-                                            nullptr) == 0 && bytes == key.bytes.size();
+  const bool good =
+      shape &&
+      sodium_hex2bin(key.bytes.data(), key.bytes.size(), text, kHexDigits, nullptr, &bytes, nullptr) == 0 &&
+      bytes == key.bytes.size();
   sodium_memzero(text, sizeof text);
   if (!good) {
-    return fail(Errc::kCorrupt, "cluster key file {} does not hold 64 hex digits; copy it again from another node", path);
+    return fail(Errc::kCorrupt,
+                "cluster key file {} does not hold 64 hex digits; copy it again from another node", path);
   }
   return key;
 }

@@ -78,18 +78,29 @@ Bytes encode(const LaunchMessage& m) {
   Writer out;
   out.number(kFormat).number(static_cast<uint8_t>(m.type)).number(m.run);
   switch (m.type) {
-    case LaunchType::kStart: write_request(out, m.request); break;
-    case LaunchType::kData: out.number(static_cast<uint8_t>(m.stream)).bytes(m.data); break;
-    case LaunchType::kCredit: out.number(static_cast<uint8_t>(m.stream)).number(m.number); break;
+    case LaunchType::kStart:
+      write_request(out, m.request);
+      break;
+    case LaunchType::kData:
+      out.number(static_cast<uint8_t>(m.stream)).bytes(m.data);
+      break;
+    case LaunchType::kCredit:
+      out.number(static_cast<uint8_t>(m.stream)).number(m.number);
+      break;
     case LaunchType::kStarted:
     case LaunchType::kSignal:
-    case LaunchType::kWait: out.number(m.number); break;
-    case LaunchType::kResize: out.number(m.window.rows).number(m.window.columns); break;
+    case LaunchType::kWait:
+      out.number(m.number);
+      break;
+    case LaunchType::kResize:
+      out.number(m.window.rows).number(m.window.columns);
+      break;
     case LaunchType::kExit:
       out.number(static_cast<uint8_t>(m.status.kind)).number(m.status.code).text(m.status.text);
       break;
     case LaunchType::kInputEnd:
-    case LaunchType::kCancel: break;
+    case LaunchType::kCancel:
+      break;
   }
   return out.take();
 }
@@ -99,7 +110,8 @@ Result<LaunchMessage> decode_launch(std::span<const std::byte> bytes) {
   LaunchMessage m;
   in.require(in.number<uint8_t>() == kFormat);
   const auto type = in.number<uint8_t>();
-  in.require(type >= static_cast<uint8_t>(LaunchType::kStart) && type <= static_cast<uint8_t>(LaunchType::kWait));
+  in.require(type >= static_cast<uint8_t>(LaunchType::kStart) &&
+             type <= static_cast<uint8_t>(LaunchType::kWait));
   m.type = static_cast<LaunchType>(type);
   m.run = in.number<uint64_t>();
   if (!in.ok()) {
@@ -111,15 +123,21 @@ Result<LaunchMessage> decode_launch(std::span<const std::byte> bytes) {
     m.stream = static_cast<Stream>(stream);
   }
   switch (m.type) {
-    case LaunchType::kStart: m.request = read_request(in); break;
+    case LaunchType::kStart:
+      m.request = read_request(in);
+      break;
     case LaunchType::kData: {
       const auto data = in.bytes(kChunkBytesMax);
       m.data.assign(data.begin(), data.end());
       break;
     }
-    case LaunchType::kCredit: m.number = in.number<uint32_t>(); break;
+    case LaunchType::kCredit:
+      m.number = in.number<uint32_t>();
+      break;
     case LaunchType::kStarted:
-    case LaunchType::kWait: m.number = in.number<uint32_t>(); break;
+    case LaunchType::kWait:
+      m.number = in.number<uint32_t>();
+      break;
     case LaunchType::kSignal:
       m.number = in.number<uint32_t>();
       in.require(m.number >= 1 && m.number <= kSignalMax);
@@ -137,7 +155,8 @@ Result<LaunchMessage> decode_launch(std::span<const std::byte> bytes) {
       break;
     }
     case LaunchType::kInputEnd:
-    case LaunchType::kCancel: break;
+    case LaunchType::kCancel:
+      break;
   }
   if (!in.done()) {
     return fail(Errc::kCorrupt, "a malformed launch message");

@@ -1,9 +1,11 @@
-// Messages of the launcher, between the node of a caller and the node of a program (transport service kLaunch); the
-// control connection of `kevre run` may carry the same. One decoder. A run is named by its caller's number.
+// Messages of the launcher, between the node of a caller and the node of a program (transport service
+// kLaunch); the control connection of `kevre run` may carry the same. One decoder. A run is named by its
+// caller's number.
 //
-// Flow control is by credit in both directions: a side sends at most kWindowBytes of a stream beyond what the other
-// side has said that it consumed (kCredit), so neither a slow terminal nor a program that does not read can fill memory.
-// Threads: any (values). Tested in tests/cluster/launch_wire_test.cc, fuzzed in tests/fuzz/launch_fuzz.cc.
+// Flow control is by credit in both directions: a side sends at most kWindowBytes of a stream beyond what the
+// other side has said that it consumed (kCredit), so neither a slow terminal nor a program that does not read
+// can fill memory. Threads: any (values). Tested in tests/cluster/launcher_test.cc, fuzzed in
+// tests/fuzz/launch_fuzz.cc.
 #pragma once
 
 #include <cstdint>

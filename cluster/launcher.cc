@@ -146,9 +146,15 @@ void Launcher::from_program(NodeId where, const LaunchMessage& m) {
   }
   Session* session = i->second.session;
   switch (m.type) {
-    case LaunchType::kStarted: session->on_started(m.number); break;
-    case LaunchType::kData: session->on_output(m.stream, m.data); break;
-    case LaunchType::kCredit: session->on_input_consumed(m.number); break;
+    case LaunchType::kStarted:
+      session->on_started(m.number);
+      break;
+    case LaunchType::kData:
+      session->on_output(m.stream, m.data);
+      break;
+    case LaunchType::kCredit:
+      session->on_input_consumed(m.number);
+      break;
     case LaunchType::kExit:
       runs_.erase(i);
       session->on_exit(m.status);
@@ -158,7 +164,8 @@ void Launcher::from_program(NodeId where, const LaunchMessage& m) {
     case LaunchType::kSignal:
     case LaunchType::kResize:
     case LaunchType::kCancel:
-    case LaunchType::kWait: break;
+    case LaunchType::kWait:
+      break;
   }
 }
 
@@ -223,7 +230,9 @@ void Launcher::on_message(NodeId from, std::span<const std::byte>, std::span<con
   }
 }
 
-void Launcher::on_peer_lost(NodeId peer, const Error& why) { node_gone(peer, why.text); }
+void Launcher::on_peer_lost(NodeId peer, const Error& why) {
+  node_gone(peer, why.text);
+}
 
 void Launcher::on_view(const View& view) {
   std::vector<NodeId> gone = view.lost;
@@ -281,14 +290,15 @@ void Launcher::start_program(NodeId caller, const LaunchMessage& m) {
   }
   LaunchRequest request = m.request;
   put_over(request.env, options_.env);
-  auto program = std::make_unique<Program>(loop_, m.run, std::move(request), [this, key](LaunchMessage message) {
-    const bool last = message.type == LaunchType::kExit;
-    const ExitStatus status = message.status;
-    to_caller(key.first, std::move(message));
-    if (last) {
-      program_ended(key, status);
-    }
-  });
+  auto program =
+      std::make_unique<Program>(loop_, m.run, std::move(request), [this, key](LaunchMessage message) {
+        const bool last = message.type == LaunchType::kExit;
+        const ExitStatus status = message.status;
+        to_caller(key.first, std::move(message));
+        if (last) {
+          program_ended(key, status);
+        }
+      });
   Program* p = program.get();
   programs_.emplace(key, std::move(program));
   p->start();
@@ -305,7 +315,8 @@ void Launcher::wait_program(NodeId caller, const LaunchMessage& m) {
   LaunchMessage reply;
   reply.type = LaunchType::kExit;
   reply.run = m.run;
-  reply.status = ExitStatus{ExitStatus::Kind::kFailed, 1, fmt::format("no detached program with pid {} here", m.number)};
+  reply.status =
+      ExitStatus{ExitStatus::Kind::kFailed, 1, fmt::format("no detached program with pid {} here", m.number)};
   for (const auto& [pid, status] : finished_) {
     if (pid == m.number) {
       reply.status = status;

@@ -1,14 +1,16 @@
-// Launcher: runs programs for `kevre run`, on this node or on another. It has two halves that speak LaunchMessages:
+// Launcher: runs programs for `kevre run`, on this node or on another. It has two halves that speak
+// LaunchMessages:
 //   * for callers of this node: start() and the calls below; what happens comes back through a Session;
-//   * for programs on this node: Program objects, whose caller is this node or a peer (transport service kLaunch).
+//   * for programs on this node: Program objects, whose caller is this node or a peer (transport service
+//   kLaunch).
 // A local run goes the same way without the transport.
 //
-// Back-pressure: on_output() is followed by consumed() once the bytes are out; a program is read only so far ahead of
-// that (kWindowBytes). write_input() takes at most kWindowBytes beyond what on_input_consumed() reported.
-// A caller that goes away is cancel(): its program gets SIGHUP, two seconds later SIGKILL. A node that is lost ends the
-// runs on it with ExitStatus::Kind::kLost, and its callers' programs here as if they had cancelled.
-// Owns: the programs. Threads: the loop's. Session calls never come from inside a call of this class.
-// Tested in tests/cluster/launcher_test.cc.
+// Back-pressure: on_output() is followed by consumed() once the bytes are out; a program is read only so far
+// ahead of that (kWindowBytes). write_input() takes at most kWindowBytes beyond what on_input_consumed()
+// reported. A caller that goes away is cancel(): its program gets SIGHUP, two seconds later SIGKILL. A node
+// that is lost ends the runs on it with ExitStatus::Kind::kLost, and its callers' programs here as if they
+// had cancelled. Owns: the programs. Threads: the loop's. Session calls never come from inside a call of this
+// class. Tested in tests/cluster/launcher_test.cc.
 #pragma once
 
 #include <deque>
@@ -58,7 +60,8 @@ class Launcher final : public transport::Handler {
   // The session must live until on_exit() or cancel(). An error: nothing was started, no call follows.
   // Failures to start on the node (no such command, no such folder) come as on_exit() of kind kFailed.
   Result<RunId> start(NodeId where, LaunchRequest request, Session* session);
-  // Waits for the end of a detached program; on_exit() has its status, also when it ended already (kept for the last 1024).
+  // Waits for the end of a detached program; on_exit() has its status, also when it ended already (kept for
+  // the last 1024).
   Result<RunId> wait(NodeId where, uint32_t pid, Session* session);
 
   void write_input(RunId run, std::span<const std::byte> bytes);
@@ -66,12 +69,14 @@ class Launcher final : public transport::Handler {
   void consumed(RunId run, Stream stream, size_t bytes);
   void signal(RunId run, int signal);
   void resize(RunId run, WindowSize window);
-  void cancel(RunId run);  // the caller is gone: no more calls; ends the program unless it was started detached
+  void cancel(
+      RunId run);  // the caller is gone: no more calls; ends the program unless it was started detached
 
   std::vector<Running> list() const;  // programs on this node
   void on_view(const View& view);
 
-  void on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) override;
+  void on_message(NodeId from, std::span<const std::byte> header,
+                  std::span<const std::byte> payload) override;
   void on_peer_lost(NodeId peer, const Error& why) override;
   void on_writable(NodeId peer) override;
 
@@ -101,7 +106,7 @@ class Launcher final : public transport::Handler {
   RunId next_run_ = 1;
   std::map<RunId, Run> runs_;
   std::map<ProgramKey, std::unique_ptr<Program>> programs_;
-  std::vector<std::unique_ptr<Program>> ended_;  // freed in the next turn: they may be on the stack
+  std::vector<std::unique_ptr<Program>> ended_;         // freed in the next turn: they may be on the stack
   std::deque<std::pair<NodeId, LaunchMessage>> local_;  // for sessions here, delivered in the next turn
   std::map<NodeId, std::deque<Bytes>> waiting_;         // the transport was busy; bounded by the credits
   std::deque<std::pair<uint32_t, ExitStatus>> finished_;

@@ -1,4 +1,5 @@
-// Membership, first part: watching the peers and judging them. The agreement on views is in membership_agree.cc.
+// Membership, first part: watching the peers and judging them. The agreement on views is in
+// membership_agree.cc.
 #include "cluster/membership.h"
 
 #include <algorithm>
@@ -17,7 +18,8 @@ View Membership::first_view(Member self) {
 }
 
 Membership::Membership(const Options& options, View current, Nanos now) : options_(options), last_tick_(now) {
-  KEVRE_CHECK(current.has(options.self), "node {} is no member of its first view {}", options.self, current.id);
+  KEVRE_CHECK(current.has(options.self), "node {} is no member of its first view {}", options.self,
+              current.id);
   view_ = std::move(current);
   log_.push_back(view_);
   reserved_ = view_.newest;
@@ -55,8 +57,9 @@ void Membership::tick(Nanos now, Effects& effects) {
   if (ended()) {
     return;
   }
-  // This node itself was stopped (both cores busy, SIGSTOP, a suspended machine): what it did not hear in that time
-  // says nothing about the others, and what they decided meanwhile lies in its queue. It listens first.
+  // This node itself was stopped (both cores busy, SIGSTOP, a suspended machine): what it did not hear in
+  // that time says nothing about the others, and what they decided meanwhile lies in its queue. It listens
+  // first.
   const Nanos gap = now - last_tick_;
   if (gap > options_.failure_timeout_ns / 2) {
     for (auto& [node, peer] : peers_) {
@@ -130,7 +133,8 @@ void Membership::on_probe(NodeId node, ProbeResult result, ViewId their_view, Na
       set_evidence(node, Evidence::kDead, now, effects);
       break;
     case ProbeResult::kNoAnswer:
-      if (peer.evidence == Evidence::kNone && (peer.reset || now - peer.heard > options_.failure_timeout_ns)) {
+      if (peer.evidence == Evidence::kNone &&
+          (peer.reset || now - peer.heard > options_.failure_timeout_ns)) {
         set_evidence(node, Evidence::kSilent, now, effects);
       }
       break;
@@ -193,7 +197,8 @@ Membership::Judgement Membership::judge() const {
   std::set<NodeId> younger;
   for (const Member& a : members) {
     for (const Member& b : members) {
-      if (!result.gone.contains(a.id) && !result.gone.contains(b.id) && said_by(a.id, b.id) == Evidence::kBroken) {
+      if (!result.gone.contains(a.id) && !result.gone.contains(b.id) &&
+          said_by(a.id, b.id) == Evidence::kBroken) {
         younger.insert(std::max(a.id, b.id));
       }
     }
@@ -265,11 +270,18 @@ void Membership::on_message(NodeId from, const Message& m, Nanos now, Effects& e
         on_heartbeat(from, m, now, effects);
       }
       break;
-    case MessageType::kPrepare: on_prepare(from, m, effects); break;
-    case MessageType::kPromise: on_promise(from, m); break;
-    case MessageType::kAccept: on_accept(from, m, effects); break;
+    case MessageType::kPrepare:
+      on_prepare(from, m, effects);
+      break;
+    case MessageType::kPromise:
+      on_promise(from, m);
+      break;
+    case MessageType::kAccept:
+      on_accept(from, m, effects);
+      break;
     case MessageType::kAccepted:
-      if (proposal_.active && proposal_.accepting && m.view_id == proposal_.value.id && m.ballot == proposal_.ballot) {
+      if (proposal_.active && proposal_.accepting && m.view_id == proposal_.value.id &&
+          m.ballot == proposal_.ballot) {
         proposal_.answers.insert(from);
       }
       break;
@@ -278,13 +290,17 @@ void Membership::on_message(NodeId from, const Message& m, Nanos now, Effects& e
         install(m.view, now, effects);
       }
       break;
-    case MessageType::kFetch: send_views_after(m.view_id, from, effects); break;
+    case MessageType::kFetch:
+      send_views_after(m.view_id, from, effects);
+      break;
     case MessageType::kLeave:
       if (view_.has(from)) {
         leaving_.insert(from);
       }
       break;
-    case MessageType::kStable: effects.stable.emplace_back(from, m.view_id); break;
+    case MessageType::kStable:
+      effects.stable.emplace_back(from, m.view_id);
+      break;
   }
   drive(now, effects);
 }

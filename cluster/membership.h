@@ -1,22 +1,24 @@
-// Membership: who is in, as a pure state machine (events in, effects out; no clock, sockets, threads, random numbers).
+// Membership: who is in, as a pure state machine (events in, effects out; no clock, sockets, threads, random
+// numbers).
 //
-// Views are decided one after the other. The oldest member coordinates: it proposes the next view (joins, leaves,
-// losses), the members accept, it commits. A member that is suspected is not waited for, so a dead node does not stop
-// a view; but a view needs a quorum of the view before it: more than half of the members that are not known to be dead,
-// or exactly half with the oldest of them. When the coordinator itself is believed gone the next oldest takes over, and
-// asks first what was accepted already (ballots as in Paxos, one instance per view number), so that two proposers
-// never decide different views with one number.
+// Views are decided one after the other. The oldest member coordinates: it proposes the next view (joins,
+// leaves, losses), the members accept, it commits. A member that is suspected is not waited for, so a dead
+// node does not stop a view; but a view needs a quorum of the view before it: more than half of the members
+// that are not known to be dead, or exactly half with the oldest of them. When the coordinator itself is
+// believed gone the next oldest takes over, and asks first what was accepted already (ballots as in Paxos,
+// one instance per view number), so that two proposers never decide different views with one number.
 //
 // What makes a member lost (Evidence in messages.h), as every member computes it from everybody's heartbeats:
 //   kDead    one member's word is enough: the node's kernel answered that its daemon is gone
 //   kBroken  the connection of two living members broke: the younger of the two must go
 //   kSilent  more than half of the others must say so
-// Two nodes: kDead suffices for either side; on mere silence the older survives and the younger, which cannot reach a
-// quorum, expels itself. In general a node without a quorum for a second failure_timeout expels itself: no split brain.
-// What this cannot see: a partition together with the death of the older side of it during the same failure_timeout.
+// Two nodes: kDead suffices for either side; on mere silence the older survives and the younger, which cannot
+// reach a quorum, expels itself. In general a node without a quorum for a second failure_timeout expels
+// itself: no split brain. What this cannot see: a partition together with the death of the older side of it
+// during the same failure_timeout.
 //
-// Every node sees every view, in order; what it missed it fetches. A node that learns of a newer view without it
-// expels itself. Ids are never reused: a view carries the newest id ever given.
+// Every node sees every view, in order; what it missed it fetches. A node that learns of a newer view without
+// it expels itself. Ids are never reused: a view carries the newest id ever given.
 //
 // The driver (agent.h) answers every Effects::probe with on_probe() within a second or two.
 // Owns: its state only. Threads: one owner. Tested in tests/cluster/membership_test.cc (seeded simulation).
@@ -37,10 +39,10 @@
 namespace kevre::cluster {
 
 enum class ProbeResult : uint8_t {
-  kRefused,    // its kernel says that nobody listens there, or somebody else does: the daemon is gone
-  kNoAnswer,   // no answer within the deadline
-  kMember,     // it answers, and this node is a member of its view
-  kNoMember,   // it answers, and this node is not a member of its view
+  kRefused,   // its kernel says that nobody listens there, or somebody else does: the daemon is gone
+  kNoAnswer,  // no answer within the deadline
+  kMember,    // it answers, and this node is a member of its view
+  kNoMember,  // it answers, and this node is not a member of its view
 };
 
 class Membership {
@@ -50,11 +52,11 @@ class Membership {
     Nanos failure_timeout_ns = 5'000'000'000;
   };
   struct Effects {
-    std::vector<View> views;                         // installed, in order: connect to new members first,
-    std::vector<std::pair<NodeId, Message>> send;    // then send, then disconnect from members that are lost
-    std::vector<NodeId> probe;                       // ask at its daemon's port whether it lives
-    std::vector<std::pair<NodeId, ViewId>> stable;   // a member has handed over for that view
-    std::optional<std::string> expelled;             // once: the others go on without this node
+    std::vector<View> views;                        // installed, in order: connect to new members first,
+    std::vector<std::pair<NodeId, Message>> send;   // then send, then disconnect from members that are lost
+    std::vector<NodeId> probe;                      // ask at its daemon's port whether it lives
+    std::vector<std::pair<NodeId, ViewId>> stable;  // a member has handed over for that view
+    std::optional<std::string> expelled;            // once: the others go on without this node
   };
 
   static View first_view(Member self);  // of a new cluster; self.id must be 1
@@ -111,7 +113,8 @@ class Membership {
   void check_own_standing(Nanos now, const Judgement& judgement, Effects& effects);
   void expel(std::string why, Effects& effects);
 
-  void drive(Nanos now, Effects& effects);  // proposes when it is this node's turn and something has to change
+  void drive(Nanos now,
+             Effects& effects);  // proposes when it is this node's turn and something has to change
   bool enough(const Judgement& judgement) const;
   View next_view(const Judgement& judgement) const;
   void propose(const View& value, Nanos now, Effects& effects);
@@ -131,18 +134,18 @@ class Membership {
   std::deque<View> log_;  // the newest views, view_ last
   std::map<NodeId, Peer> peers_;
   Nanos last_tick_ = 0;
-  Nanos quiet_until_ = 0;    // this node was stopped itself: listens before it judges
-  Nanos astray_since_ = 0;   // without a quorum, or judged gone by its own reckoning; 0: in good standing
+  Nanos quiet_until_ = 0;   // this node was stopped itself: listens before it judges
+  Nanos astray_since_ = 0;  // without a quorum, or judged gone by its own reckoning; 0: in good standing
 
   Ballot promised_;
   bool has_accepted_ = false;
   Ballot accepted_ballot_;
   View accepted_;
   Proposal proposal_;
-  uint32_t round_ = 0;       // the highest used or seen for the next view
-  bool proposed_ = false;    // for the next view, under round 0
+  uint32_t round_ = 0;     // the highest used or seen for the next view
+  bool proposed_ = false;  // for the next view, under round 0
 
-  NodeId reserved_;          // the highest id given to a joining node
+  NodeId reserved_;  // the highest id given to a joining node
   std::vector<Member> joining_;
   std::set<NodeId> leaving_;
   bool wants_to_leave_ = false, left_ = false, expelled_ = false;

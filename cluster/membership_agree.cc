@@ -1,5 +1,5 @@
-// Membership, second part: the agreement on the next view. One Paxos instance per view number, among the members of the
-// view before; the coordinator owns round 0 and therefore needs no first phase.
+// Membership, second part: the agreement on the next view. One Paxos instance per view number, among the
+// members of the view before; the coordinator owns round 0 and therefore needs no first phase.
 #include <algorithm>
 
 #include "base/check.h"
@@ -62,8 +62,8 @@ void Membership::send_views_after(ViewId view, NodeId to, Effects& effects) cons
   }
 }
 
-// True when `m` speaks of the view after the current one. An older one: the sender gets what it missed. A newer one:
-// this node missed something and asks for it.
+// True when `m` speaks of the view after the current one. An older one: the sender gets what it missed. A
+// newer one: this node missed something and asks for it.
 bool Membership::about_next_view(NodeId from, const Message& m, Effects& effects) const {
   const ViewId next(view_.id.value + 1);
   if (m.view_id > next) {
@@ -78,7 +78,8 @@ bool Membership::about_next_view(NodeId from, const Message& m, Effects& effects
 }
 
 void Membership::on_prepare(NodeId from, const Message& m, Effects& effects) {
-  if (!about_next_view(from, m, effects) || m.ballot.proposer != from || m.ballot < promised_ || !view_.has(from)) {
+  if (!about_next_view(from, m, effects) || m.ballot.proposer != from || m.ballot < promised_ ||
+      !view_.has(from)) {
     return;
   }
   promised_ = m.ballot;
@@ -94,7 +95,8 @@ void Membership::on_prepare(NodeId from, const Message& m, Effects& effects) {
 }
 
 void Membership::on_promise(NodeId from, const Message& m) {
-  if (!proposal_.active || proposal_.accepting || m.view_id.value != view_.id.value + 1 || m.ballot != proposal_.ballot) {
+  if (!proposal_.active || proposal_.accepting || m.view_id.value != view_.id.value + 1 ||
+      m.ballot != proposal_.ballot) {
     return;
   }
   proposal_.answers.insert(from);
@@ -107,8 +109,8 @@ void Membership::on_promise(NodeId from, const Message& m) {
 
 void Membership::on_accept(NodeId from, const Message& m, Effects& effects) {
   const bool coordinators = m.ballot.round > 0 || m.ballot.proposer == view_.coordinator();
-  if (!about_next_view(from, m, effects) || m.ballot.proposer != from || m.ballot < promised_ || !coordinators ||
-      !view_.has(from)) {
+  if (!about_next_view(from, m, effects) || m.ballot.proposer != from || m.ballot < promised_ ||
+      !coordinators || !view_.has(from)) {
     return;
   }
   promised_ = m.ballot;
@@ -143,12 +145,13 @@ View Membership::next_view(const Judgement& judgement) const {
       next.newest = std::max(next.newest, m.id);
     }
   }
-  std::sort(next.members.begin(), next.members.end(), [](const Member& a, const Member& b) { return a.id < b.id; });
+  std::sort(next.members.begin(), next.members.end(),
+            [](const Member& a, const Member& b) { return a.id < b.id; });
   return next;
 }
 
-// The answers so far are those of a quorum, and of everybody else that is not suspected: nobody who may still be heard
-// is passed over, so what it accepted is known.
+// The answers so far are those of a quorum, and of everybody else that is not suspected: nobody who may still
+// be heard is passed over, so what it accepted is known.
 bool Membership::enough(const Judgement& judgement) const {
   if (proposal_.ballot != promised_) {
     return false;  // this node promised another proposer meanwhile
@@ -264,7 +267,9 @@ void Membership::install(const View& view, Nanos now, Effects& effects) {
   round_ = 0;
   proposed_ = false;
   astray_since_ = 0;
-  std::erase_if(joining_, [&](const Member& m) { return view_.has(m.id) || view_.find(m.name) != nullptr || !coordinates(); });
+  std::erase_if(joining_, [&](const Member& m) {
+    return view_.has(m.id) || view_.find(m.name) != nullptr || !coordinates();
+  });
   std::erase_if(leaving_, [&](NodeId node) { return !view_.has(node); });
   if (std::find(view.left.begin(), view.left.end(), options_.self) != view.left.end()) {
     left_ = true;

@@ -9,7 +9,9 @@ namespace {
 constexpr uint8_t kFormat = 1;
 constexpr size_t kAddressTextMax = 64;
 
-void write_ballot(Writer& out, const Ballot& ballot) { out.number(ballot.round).number(ballot.proposer.value); }
+void write_ballot(Writer& out, const Ballot& ballot) {
+  out.number(ballot.round).number(ballot.proposer.value);
+}
 
 Ballot read_ballot(Reader& in) {
   Ballot ballot;
@@ -111,7 +113,8 @@ Result<Message> decode_message(std::span<const std::byte> bytes) {
   Message m;
   in.require(in.number<uint8_t>() == kFormat);
   const auto type = in.number<uint8_t>();
-  in.require(type >= static_cast<uint8_t>(MessageType::kHeartbeat) && type <= static_cast<uint8_t>(MessageType::kStable));
+  in.require(type >= static_cast<uint8_t>(MessageType::kHeartbeat) &&
+             type <= static_cast<uint8_t>(MessageType::kStable));
   m.type = static_cast<MessageType>(type);
   m.view_id = ViewId(in.number<uint32_t>());
   m.ballot = read_ballot(in);

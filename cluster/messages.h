@@ -1,6 +1,6 @@
-// Messages between members (transport service kCluster): heartbeats with suspicions, and the agreement on views.
-// membership.h says what they mean. One decoder, which refuses whatever encode() cannot have made.
-// Threads: any (values). Tested in tests/cluster/messages_test.cc, fuzzed in tests/fuzz/membership_fuzz.cc.
+// Messages between members (transport service kCluster): heartbeats with suspicions, and the agreement on
+// views. membership.h says what they mean. One decoder, which refuses whatever encode() cannot have made.
+// Threads: any (values). Tested in tests/cluster/handshake_test.cc, fuzzed in tests/fuzz/handshake_fuzz.cc.
 #pragma once
 
 #include <compare>

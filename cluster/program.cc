@@ -128,14 +128,17 @@ void Program::watch(Stream stream, bool on) {
   } else if (o.watched) {
     loop_->modify(o.fd.get(), events);
   } else {
-    o.watched = loop_->add(o.fd.get(), events, [this, stream](uint32_t happened) {
-                     if ((happened & EPOLLOUT) != 0) {
-                       write_input();
-                     }
-                     if ((happened & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
-                       read_output(stream);
-                     }
-                   }).has_value();
+    o.watched = loop_
+                    ->add(o.fd.get(), events,
+                          [this, stream](uint32_t happened) {
+                            if ((happened & EPOLLOUT) != 0) {
+                              write_input();
+                            }
+                            if ((happened & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
+                              read_output(stream);
+                            }
+                          })
+                    .has_value();
   }
 }
 
@@ -244,7 +247,8 @@ void Program::send_signal(int signal) {
 void Program::on_message(const LaunchMessage& m) {
   switch (m.type) {
     case LaunchType::kData:
-      if (m.stream == Stream::kInput && !input_ends_ && pending_input_.size() + m.data.size() <= kWindowBytes) {
+      if (m.stream == Stream::kInput && !input_ends_ &&
+          pending_input_.size() + m.data.size() <= kWindowBytes) {
         pending_input_.insert(pending_input_.end(), m.data.begin(), m.data.end());
         write_input();
       }
@@ -260,18 +264,23 @@ void Program::on_message(const LaunchMessage& m) {
         read_output(m.stream);
       }
       break;
-    case LaunchType::kSignal: send_signal(static_cast<int>(m.number)); break;
+    case LaunchType::kSignal:
+      send_signal(static_cast<int>(m.number));
+      break;
     case LaunchType::kResize:
       if (request_.pty && output_.fd) {
         const winsize size{m.window.rows, m.window.columns, 0, 0};
         ::ioctl(output_.fd.get(), TIOCSWINSZ, &size);  // the kernel sends SIGWINCH
       }
       break;
-    case LaunchType::kCancel: hang_up(); break;
+    case LaunchType::kCancel:
+      hang_up();
+      break;
     case LaunchType::kStart:
     case LaunchType::kStarted:
     case LaunchType::kExit:
-    case LaunchType::kWait: break;  // not for a program that runs
+    case LaunchType::kWait:
+      break;  // not for a program that runs
   }
 }
 
@@ -312,7 +321,8 @@ void Program::on_process_end() {
   status_.kind = info.si_code == CLD_EXITED ? ExitStatus::Kind::kExited : ExitStatus::Kind::kSignaled;
   status_.code = info.si_status;
   if (request_.pty) {
-    // The end of its session hangs the terminal up, which read() tells after the last byte; in case it does not:
+    // The end of its session hangs the terminal up, which read() tells after the last byte; in case it does
+    // not:
     kill_timer_ = loop_->after(kDrainNs, [this] {
       close_output(Stream::kOutput);
       report_when_drained();
@@ -323,8 +333,8 @@ void Program::on_process_end() {
   report_when_drained();
 }
 
-// Its end is told when everything that it wrote is out. What a child of it that lives on writes later is nobody's: the
-// streams are closed as soon as they are empty.
+// Its end is told when everything that it wrote is out. What a child of it that lives on writes later is
+// nobody's: the streams are closed as soon as they are empty.
 void Program::report_when_drained() {
   if (!process_gone_ || ended_) {
     return;
@@ -334,7 +344,8 @@ void Program::report_when_drained() {
     if (out(stream).fd && !caller_gone_ && request_.pty) {
       return;
     }
-    if (out(stream).fd && !caller_gone_ && ::ioctl(out(stream).fd.get(), FIONREAD, &unread) == 0 && unread > 0) {
+    if (out(stream).fd && !caller_gone_ && ::ioctl(out(stream).fd.get(), FIONREAD, &unread) == 0 &&
+        unread > 0) {
       return;
     }
   }

@@ -1,6 +1,6 @@
-// Program: one program that runs on this node for a caller, here or on another node. Carries its streams by credit, its
-// signals, its terminal's size and its end, all as LaunchMessages in both directions.
-// Owns: the program's pipes or terminal, and its end (a program whose caller goes away is ended). Threads: the loop's.
+// Program: one program that runs on this node for a caller, here or on another node. Carries its streams by
+// credit, its signals, its terminal's size and its end, all as LaunchMessages in both directions. Owns: the
+// program's pipes or terminal, and its end (a program whose caller goes away is ended). Threads: the loop's.
 // Tested in tests/cluster/launcher_test.cc.
 #pragma once
 

@@ -72,11 +72,12 @@ Plan make_plan(const LaunchRequest& request, const Descriptors& descriptors) {
   return plan;
 }
 
-// Below: only system calls, in the child. Raw ones for the identity, because the library's would change the threads of
-// the parent too.
+// Below: only system calls, in the child. Raw ones for the identity, because the library's would change the
+// threads of the parent too.
 bool take_identity(const LaunchRequest& r) {
   return ::syscall(SYS_setgroups, r.groups.size(), r.groups.data()) == 0 &&
-         ::syscall(SYS_setresgid, r.gid, r.gid, r.gid) == 0 && ::syscall(SYS_setresuid, r.uid, r.uid, r.uid) == 0;
+         ::syscall(SYS_setresgid, r.gid, r.gid, r.gid) == 0 &&
+         ::syscall(SYS_setresuid, r.uid, r.uid, r.uid) == 0;
 }
 
 bool place_descriptors(const Plan& plan) {
@@ -123,7 +124,7 @@ int try_exec(Plan& plan) {
 
 [[noreturn]] void run_child(Plan& plan) {
   const LaunchRequest& r = *plan.request;
-  struct sigaction normal{};
+  struct sigaction normal {};
   normal.sa_handler = SIG_DFL;
   for (int s = 1; s <= 64; ++s) {
     ::sigaction(s, &normal, nullptr);
@@ -173,12 +174,19 @@ ExitStatus explain(const Plan& plan) {
                         : fmt::format("{}: {}", r.argv[0], why);
       break;
     case Stage::kFolder:
-      status.text = fmt::format("working directory {}: {} on this node; change to one that every node has", r.cwd, why);
+      status.text =
+          fmt::format("working directory {}: {} on this node; change to one that every node has", r.cwd, why);
       break;
-    case Stage::kIdentity: status.text = fmt::format("becoming user {}: {}", r.uid, why); break;
-    case Stage::kOutputFile: status.text = fmt::format("output file {}: {}", r.output_file, why); break;
+    case Stage::kIdentity:
+      status.text = fmt::format("becoming user {}: {}", r.uid, why);
+      break;
+    case Stage::kOutputFile:
+      status.text = fmt::format("output file {}: {}", r.output_file, why);
+      break;
     case Stage::kDescriptors:
-    case Stage::kNone: status.text = fmt::format("starting {}: {}", r.argv[0], why); break;
+    case Stage::kNone:
+      status.text = fmt::format("starting {}: {}", r.argv[0], why);
+      break;
   }
   return status;
 }

@@ -1,6 +1,7 @@
-// spawn(): starts one program with the identity, folder, environment and descriptors of a request, in the way of vfork:
-// no copy of the daemon's memory, and the caller waits only until the program is loaded (about a millisecond).
-// Owns: nothing. Threads: any; signals of the calling thread are blocked meanwhile. Tested in tests/cluster/launcher_test.cc.
+// spawn(): starts one program with the identity, folder, environment and descriptors of a request, in the way
+// of vfork: no copy of the daemon's memory, and the caller waits only until the program is loaded (about a
+// millisecond). Owns: nothing. Threads: any; signals of the calling thread are blocked meanwhile. Tested in
+// tests/cluster/launcher_test.cc.
 #pragma once
 
 #include <sys/types.h>
@@ -15,8 +16,8 @@ struct Spawned {
   UniqueFd pidfd;
 };
 
-// stdin, stdout, stderr of the program; -1 takes /dev/null (stdin) or the request's output file. With `terminal` the
-// three are a terminal's slave, which becomes the controlling one.
+// stdin, stdout, stderr of the program; -1 takes /dev/null (stdin) or the request's output file. With
+// `terminal` the three are a terminal's slave, which becomes the controlling one.
 struct Descriptors {
   int input = -1, output = -1, error = -1;
   bool terminal = false;

@@ -9,6 +9,7 @@
 
 #include <future>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,24 @@
 
 namespace kevre::cluster {
 namespace {
+
+// Counts from whom a message of the test service came.
+class Hearing final : public transport::Handler {
+ public:
+  void on_message(NodeId from, std::span<const std::byte>, std::span<const std::byte>) override {
+    const std::lock_guard lock(mutex_);
+    heard_.insert(from);
+  }
+  void on_peer_lost(NodeId, const Error&) override {}
+  size_t count() {
+    const std::lock_guard lock(mutex_);
+    return heard_.size();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<NodeId> heard_;
+};
 
 class TestNode {
  public:
@@ -36,6 +55,7 @@ class TestNode {
         const std::lock_guard lock(mutex_);
         views_.push_back(view);
       });
+      agent_->transport().set_handler(transport::Service::kTest, &hearing_);
       agent_->set_on_expelled([this](const Error&) { expelled_ = true; });
       ready.set_value({});
       loop_->run();
@@ -74,6 +94,7 @@ class TestNode {
     return views().back();
   }
   std::atomic<bool> expelled_{false};
+  Hearing hearing_;
 
  private:
   std::thread thread_;
@@ -98,6 +119,31 @@ class AgentTest : public testing::Test {
   }
   Key key_ = generate_key();
 };
+
+// Every node hears every other. Also because a node that goes while UCX 1.13 still wires up a link to it may
+// abort the *other* side (assertion pending_count == 0 in its wireup_ep.c), which is not what these tests are
+// about.
+void expect_all_hear_each_other(const std::vector<TestNode*>& nodes) {
+  for (TestNode* node : nodes) {
+    node->wait_for([&](const View& v) { return v.members.size() == nodes.size(); });
+  }
+  for (TestNode* node : nodes) {
+    node->post([](Agent& agent) {
+      for (const Member& m : agent.view().members) {
+        if (m.id != agent.self()) {
+          (void)agent.transport().send(m.id, transport::Service::kTest, {}, std::span<const std::byte>());
+        }
+      }
+    });
+  }
+  const Nanos deadline = now_ns() + 20 * kSecond;
+  for (TestNode* node : nodes) {
+    while (node->hearing_.count() + 1 < nodes.size() && now_ns() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    EXPECT_EQ(node->hearing_.count() + 1, nodes.size());
+  }
+}
 
 int dial(const std::string& address) {
   const Endpoint to = *parse_endpoint(address);
@@ -137,6 +183,7 @@ TEST_F(AgentTest, ThreeNodesSeeTheSameViewsAndALeaveAndALoss) {
   const auto three = [](const View& v) { return v.members.size() == 3; };
   EXPECT_EQ(a.wait_for(three).id, ViewId(3));
   EXPECT_EQ(b.wait_for(three).id, ViewId(3));
+  expect_all_hear_each_other({&a, &b, &c});
 
   std::promise<void> left;
   c.post([&](Agent& agent) {
@@ -147,7 +194,8 @@ TEST_F(AgentTest, ThreeNodesSeeTheSameViewsAndALeaveAndALoss) {
     node->wait_for([](const View& v) { return v.left == std::vector<NodeId>{NodeId(3)}; });
   }
   auto future = left.get_future();
-  EXPECT_EQ(future.wait_for(std::chrono::milliseconds(300)), std::future_status::timeout) << "left before the others took over";
+  EXPECT_EQ(future.wait_for(std::chrono::milliseconds(300)), std::future_status::timeout)
+      << "left before the others took over";
   for (TestNode* node : {&a, &b}) {
     node->post([](Agent& agent) { agent.set_stable(agent.view().id); });
   }
@@ -171,7 +219,8 @@ TEST_F(AgentTest, AWrongKeyIsNamedAndTheClusterLivesOn) {
   EXPECT_EQ(stranger.started().error().code, Errc::kDenied);
   EXPECT_NE(stranger.started().error().text.find("key"), std::string::npos);
   TestNode b(options("n2", a.agent().listening_on()));
-  EXPECT_TRUE(b.started()) << b.started().error().text;
+  ASSERT_TRUE(b.started()) << b.started().error().text;
+  expect_all_hear_each_other({&a, &b});
 }
 
 TEST_F(AgentTest, ATakenNameATakenPortAndNobodyListeningAreNamed) {
@@ -219,17 +268,23 @@ TEST_F(AgentTest, GarbageTruncationAndSilenceOnThePortAreClosedAndTheClusterLive
   EXPECT_TRUE(closed_by_peer(silent));
   EXPECT_LT(now_ns() - start, 5 * kSecond);
   ::close(silent);
+}
 
+TEST_F(AgentTest, StrangersWhoFillThePortDoNotKeepANodeOut) {
+  TestNode a(options("n1"));
+  ASSERT_TRUE(a.started());
+  const std::string address = a.agent().listening_on();
   std::vector<int> many;
-  for (int i = 0; i < 100; ++i) {  // more than are kept half open
+  for (int i = 0; i < 100; ++i) {  // more than are kept half open, and they stay
     many.push_back(dial(address));
   }
-  EXPECT_TRUE(closed_by_peer(many.back()));
+  TestNode b(options("n2", address));
+  ASSERT_TRUE(b.started()) << b.started().error().text;
+  expect_all_hear_each_other({&a, &b});
+  EXPECT_TRUE(closed_by_peer(many.front()));
   for (const int fd : many) {
     ::close(fd);
   }
-  TestNode b(options("n2", address));
-  EXPECT_TRUE(b.started()) << b.started().error().text;
 }
 
 TEST_F(AgentTest, ManyNodesMayJoinAtOnce) {
@@ -237,16 +292,21 @@ TEST_F(AgentTest, ManyNodesMayJoinAtOnce) {
   ASSERT_TRUE(a.started());
   std::vector<std::future<std::unique_ptr<TestNode>>> joining;
   for (int i = 0; i < 4; ++i) {
-    joining.push_back(std::async(std::launch::async,
-                                 [&] { return std::make_unique<TestNode>(options("", a.agent().listening_on())); }));
+    joining.push_back(std::async(std::launch::async, [&] {
+      return std::make_unique<TestNode>(options("", a.agent().listening_on()));
+    }));
   }
   std::vector<std::unique_ptr<TestNode>> nodes;
   for (auto& j : joining) {
     nodes.push_back(j.get());
     ASSERT_TRUE(nodes.back()->started()) << nodes.back()->started().error().text;
   }
+  std::vector<TestNode*> all{&a};
   for (auto& node : nodes) {
-    node->wait_for([](const View& v) { return v.members.size() == 5; });
+    all.push_back(node.get());
+  }
+  expect_all_hear_each_other(all);
+  for (auto& node : nodes) {
     const std::vector<View> views = node->views();
     for (size_t i = 1; i < views.size(); ++i) {
       EXPECT_EQ(views[i].id.value, views[i - 1].id.value + 1);

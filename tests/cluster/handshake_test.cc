@@ -165,7 +165,8 @@ TEST(Messages, AViewWithAMemberTwiceIsRefused) {
 
 TEST(Endpoint, IsReadAndWritten) {
   EXPECT_EQ(to_text(*parse_endpoint("10.77.0.1:7711")), "10.77.0.1:7711");
-  for (const char* bad : {"", "10.0.0.1", "10.0.0.1:", "10.0.0.1:x", "10.0.0.1:70000", "host:1", ":1", "10.0.0.1:1x"}) {
+  for (const char* bad :
+       {"", "10.0.0.1", "10.0.0.1:", "10.0.0.1:x", "10.0.0.1:70000", "host:1", ":1", "10.0.0.1:1x"}) {
     EXPECT_FALSE(parse_endpoint(bad)) << bad;
   }
 }

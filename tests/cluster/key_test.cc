@@ -32,7 +32,7 @@ TEST_F(KeyFile, ReadsBackWhatWasWritten) {
   const Result<Key> read = read_key_file(path_);
   ASSERT_TRUE(read) << read.error().text;
   EXPECT_EQ(read->bytes, key.bytes);
-  struct stat status{};
+  struct stat status {};
   ::stat(path_.c_str(), &status);
   EXPECT_EQ(status.st_mode & 0777, 0600u);
 }
@@ -52,8 +52,8 @@ TEST_F(KeyFile, ThatOthersMayReadIsRefusedWithTheRemedy) {
 }
 
 TEST_F(KeyFile, WithAnythingButSixtyFourHexDigitsIsCorrupt) {
-  for (const std::string& text : {std::string(), std::string("abc\n"), std::string(63, 'a') + "\n", std::string(64, 'g'),
-                                  std::string(65, 'a'), std::string(64, 'a') + "\nx"}) {
+  for (const std::string& text : {std::string(), std::string("abc\n"), std::string(63, 'a') + "\n",
+                                  std::string(64, 'g'), std::string(65, 'a'), std::string(64, 'a') + "\nx"}) {
     write(text);
     const auto read = read_key_file(path_);
     ASSERT_FALSE(read) << text;

@@ -20,7 +20,8 @@ class TestSession final : public Session {
  public:
   void on_started(uint32_t pid) override { pid_ = pid; }
   void on_output(Stream stream, std::span<const std::byte> bytes) override {
-    (stream == Stream::kError ? error_ : output_).append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    (stream == Stream::kError ? error_ : output_)
+        .append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     ahead_ += bytes.size();
     if (launcher_ != nullptr) {
       launcher_->consumed(run_, stream, bytes.size());
@@ -50,8 +51,9 @@ class LauncherTest : public testing::TestWithParam<int> {
       ASSERT_TRUE(made) << made.error().text;
       transports_[i] = std::move(*made);
       ASSERT_TRUE(loop_->add_poller(transports_[i].get()));
-      launchers_[i] = std::make_unique<Launcher>(Launcher::Options{NodeId(i), {fmt::format("KEVRE_NODE=n{}", i)}},
-                                                 loop_.get(), transports_[i].get());
+      launchers_[i] =
+          std::make_unique<Launcher>(Launcher::Options{NodeId(i), {fmt::format("KEVRE_NODE=n{}", i)}},
+                                     loop_.get(), transports_[i].get());
     }
     ASSERT_TRUE(transports_[1]->connect(NodeId(2), transports_[2]->local_address()));
     ASSERT_TRUE(transports_[2]->connect(NodeId(1), transports_[1]->local_address()));
@@ -97,7 +99,8 @@ class LauncherTest : public testing::TestWithParam<int> {
   }
   ExitStatus run(TestSession& session, LaunchRequest r) {
     start(session, std::move(r));
-    EXPECT_TRUE(turn_until([&] { return session.exit_.has_value(); })) << "no end; output: " << session.output_;
+    EXPECT_TRUE(turn_until([&] { return session.exit_.has_value(); }))
+        << "no end; output: " << session.output_;
     return session.exit_.value_or(ExitStatus{});
   }
 
@@ -192,7 +195,9 @@ TEST_P(LauncherTest, SignalsReachTheProgram) {
 
 TEST_P(LauncherTest, ATerminalHasItsSizeAndEndsWell) {
   TestSession s;
-  LaunchRequest r = shell("stty size; test -t 0 && test -t 1 && test -t 2 && echo tty; read x; echo $x; stty size; seq 1 2000 | tail -1");
+  LaunchRequest r = shell(
+      "stty size; test -t 0 && test -t 1 && test -t 2 && echo tty; read x; echo $x; stty size; seq 1 2000 | "
+      "tail -1");
   r.pty = true;
   r.window = {33, 99};
   start(s, r);

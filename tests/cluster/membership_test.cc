@@ -1,6 +1,7 @@
-// Membership under a seeded simulator: random joins, leaves, crashes, delays, pauses, partitions and broken connections.
-// Oracle: one view per number in the whole cluster, every node sees them without a gap, and in the end all that live
-// share one view that holds exactly them. KEVRE_SEED=n runs one seed, KEVRE_SEEDS=n so many.
+// Membership under a seeded simulator: random joins, leaves, crashes, delays, pauses, partitions and broken
+// connections. Oracle: one view per number in the whole cluster, every node sees them without a gap, and in
+// the end all that live share one view that holds exactly them. KEVRE_SEED=n runs one seed, KEVRE_SEEDS=n so
+// many.
 #include "cluster/membership.h"
 
 #include <gtest/gtest.h>
@@ -27,13 +28,15 @@ Member member(uint16_t id) {
   return m;
 }
 
-std::string content(const View& view) { return std::string(reinterpret_cast<const char*>(encode(view).data()), encode(view).size()); }
+std::string content(const View& view) {
+  return std::string(reinterpret_cast<const char*>(encode(view).data()), encode(view).size());
+}
 
 class Simulation {
  public:
   struct Node {
     std::unique_ptr<Membership> membership;
-    bool alive = true;      // the process exists
+    bool alive = true;  // the process exists
     bool crashed = false;
     bool expelled = false, left = false;
     Nanos paused_until = 0;
@@ -177,11 +180,12 @@ class Simulation {
         view = target.membership->view().id;
         result = target.membership->view().has(from) ? ProbeResult::kMember : ProbeResult::kNoMember;
       }
-      on_node(from, result == ProbeResult::kNoAnswer ? now_ : link_time(to, from), [this, from, to, result, view](Node& asker) {
-        Membership::Effects e;
-        asker.membership->on_probe(to, result, view, now_, e);
-        apply(from, std::move(e));
-      });
+      on_node(from, result == ProbeResult::kNoAnswer ? now_ : link_time(to, from),
+              [this, from, to, result, view](Node& asker) {
+                Membership::Effects e;
+                asker.membership->on_probe(to, result, view, now_, e);
+                apply(from, std::move(e));
+              });
     });
   }
 
@@ -196,8 +200,8 @@ class Simulation {
 
   void join() {
     for (auto& [id, node] : nodes_) {
-      if (node.alive && node.membership != nullptr && node.membership->coordinates() && !node.membership->ended() &&
-          node.paused_until <= now_) {
+      if (node.alive && node.membership != nullptr && node.membership->coordinates() &&
+          !node.membership->ended() && node.paused_until <= now_) {
         const NodeId fresh = node.membership->reserve_id();
         Node& joiner = nodes_[fresh];
         for (const Member& m : node.membership->view().members) {
@@ -291,13 +295,16 @@ class Simulation {
     node.last_view = view.id;
     views_[view.id][id] = content(view);
     for (const auto& [holder, known] : views_[view.id]) {
-      // With partitions a node may decide a view, tell nobody and die: that counts only while somebody lives in it.
+      // With partitions a node may decide a view, tell nobody and die: that counts only while somebody lives
+      // in it.
       if (known != content(view) && (strict_ || nodes_[holder].alive)) {
-        ADD_FAILURE() << "two views with number " << view.id.value << ", at node " << holder.value << " and " << id.value;
+        ADD_FAILURE() << "two views with number " << view.id.value << ", at node " << holder.value << " and "
+                      << id.value;
       }
     }
     for (const Member& m : view.members) {
-      EXPECT_FALSE(node.gone.contains(m.id)) << "node " << m.id.value << " came back in view " << view.id.value;
+      EXPECT_FALSE(node.gone.contains(m.id))
+          << "node " << m.id.value << " came back in view " << view.id.value;
     }
     for (const auto* list : {&view.lost, &view.left}) {
       for (const NodeId n : *list) {
@@ -310,8 +317,8 @@ class Simulation {
     const std::vector<NodeId> alive = running();
     if (std::getenv("KEVRE_SEED") != nullptr) {
       for (const auto& [id, node] : nodes_) {
-        fmt::print("node {}: alive {} crashed {} expelled {} left {} view {}\n", id, node.alive, node.crashed, node.expelled,
-                   node.left, node.last_view);
+        fmt::print("node {}: alive {} crashed {} expelled {} left {} view {}\n", id, node.alive, node.crashed,
+                   node.expelled, node.left, node.last_view);
       }
     }
     for (const NodeId id : alive) {
@@ -364,7 +371,9 @@ void random_run(uint64_t seed, Faults faults) {
     const uint64_t fault = dice.below(faults == Faults::kCrashes ? 5 : 8);
     switch (fault) {
       case 0:
-      case 1: sim.join(); break;
+      case 1:
+        sim.join();
+        break;
       case 2:
         if (sim.running().size() > 1 && sim.now_ >= calm) {
           sim.crash(victim);
@@ -375,11 +384,12 @@ void random_run(uint64_t seed, Faults faults) {
           sim.leave(victim);
         }
         break;
-      case 4: break;
+      case 4:
+        break;
       case 5:
         sim.say("pause", victim);
-        sim.nodes_[victim].paused_until =
-            std::max(sim.nodes_[victim].paused_until, sim.now_ + static_cast<Nanos>(dice.below(5 * kTimeout)));
+        sim.nodes_[victim].paused_until = std::max(sim.nodes_[victim].paused_until,
+                                                   sim.now_ + static_cast<Nanos>(dice.below(5 * kTimeout)));
         break;
       case 6:
         sim.say("partition by", victim);
@@ -407,7 +417,8 @@ void random_run(uint64_t seed, Faults faults) {
     if (fault >= 5) {
       calm = std::max({calm, sim.now_, sim.cut_until_, sim.nodes_[victim].paused_until}) + 4 * kTimeout;
     }
-    sim.run_until(sim.now_ + static_cast<Nanos>(dice.one_in(3) ? dice.below(20 * kMillisecond) : dice.below(3 * kTimeout)));
+    sim.run_until(sim.now_ + static_cast<Nanos>(dice.one_in(3) ? dice.below(20 * kMillisecond)
+                                                               : dice.below(3 * kTimeout)));
   }
   sim.run_until(sim.now_ + 16 * kTimeout);
   sim.expect_rest(faults == Faults::kCrashes);
@@ -426,7 +437,9 @@ void run_seeds(uint64_t base, Faults faults) {
   }
 }
 
-TEST(MembershipSimulation, CrashesLeavesAndJoinsEndInOneViewOfAllSurvivors) { run_seeds(1, Faults::kCrashes); }
+TEST(MembershipSimulation, CrashesLeavesAndJoinsEndInOneViewOfAllSurvivors) {
+  run_seeds(1, Faults::kCrashes);
+}
 
 TEST(MembershipSimulation, PausesPartitionsAndBrokenConnectionsNeverGiveTwoViewsWithOneNumber) {
   run_seeds(1'000'000, Faults::kEverything);

@@ -1,5 +1,5 @@
-// Everything that a stranger or a member can send to the cluster layer: bytes on the daemon's port, as they come and as
-// frames of a peer that has the key, and messages between members, given to a real state machine.
+// Everything that a stranger or a member can send to the cluster layer: bytes on the daemon's port, as they
+// come and as frames of a peer that has the key, and messages between members, given to a real state machine.
 #include "cluster/handshake.h"
 #include "cluster/membership.h"
 #include "cluster/messages.h"

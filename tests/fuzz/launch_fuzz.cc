@@ -1,7 +1,7 @@
-// What a member can send to the launcher: any bytes. What decodes must encode to something that decodes again.
-#include "cluster/launch_wire.h"
-
+// What a member can send to the launcher: any bytes. What decodes must encode to something that decodes
+// again.
 #include "base/check.h"
+#include "cluster/launch_wire.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::span<const std::byte> input(reinterpret_cast<const std::byte*>(data), size);
