@@ -120,9 +120,8 @@ class AgentTest : public testing::Test {
   Key key_ = generate_key();
 };
 
-// Every node hears every other. Also because a node that goes while UCX 1.13 still wires up a link to it may
-// abort the *other* side (assertion pending_count == 0 in its wireup_ep.c), which is not what these tests are
-// about.
+// Every node hears every other, so no test ends while UCX still wires up a link (UCX 1.13 may abort when the peer goes
+// then: assertion pending_count == 0 in its wireup_ep.c).
 void expect_all_hear_each_other(const std::vector<TestNode*>& nodes) {
   for (TestNode* node : nodes) {
     node->wait_for([&](const View& v) { return v.members.size() == nodes.size(); });
