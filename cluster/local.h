@@ -1,7 +1,7 @@
 // A local cluster: N nodes on this machine, for trying, testing and measuring.
 //
 // As root each node has its own network, pid, mount, IPC and UTS namespaces. Its pid 1 is node_init_main() (kevred
-// --init), which outlives a kevred that dies; the bridge that joins the nodes lives in a network namespace of its own
+// --init); the bridge that joins the nodes lives in a network namespace of its own
 // (kevred --hold), so the machine's own network is never touched. Without root, or with `plain`, nodes are plain processes
 // on 127.0.0.1 and pids are not disjoint.
 //

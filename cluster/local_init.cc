@@ -1,5 +1,5 @@
-// Pid 1 of a node of a local cluster: makes the node's mounts and addresses, starts kevred, reaps orphans, ends with
-// everything that it started. Restarts nothing. On `plain` nodes the same without namespaces: it is a subreaper instead
+// Pid 1 of a node of a local cluster: makes the node's mounts and addresses, starts kevred, reaps orphans. Ends with
+// everything that it started, also when kevred ends: a node without its daemon is a lost node. Restarts nothing. On `plain` nodes the same without namespaces: it is a subreaper instead
 // of pid 1, and ends its descendants one by one.
 #include <fcntl.h>
 #include <sys/mount.h>
@@ -82,6 +82,7 @@ pid_t start_daemon(const InitOptions& options) {
   ::dup2(null.get(), STDOUT_FILENO);
   ::dup2(log ? log.get() : null.get(), STDERR_FILENO);
   ::fcntl(options.ready_fd, F_SETFD, 0);
+  ::setenv("UCX_HANDLE_ERRORS", "none", 0);  // UCX would catch the daemon's fatal signals and print for seconds
   std::vector<char*> arguments;
   for (const std::string& word : options.daemon) {
     arguments.push_back(const_cast<char*>(word.c_str()));
@@ -158,7 +159,15 @@ int node_init_main(const InitOptions& options) {
       }
       return 0;  // pid 1 of the namespace: the kernel ends the rest
     }
-    while (::waitpid(-1, nullptr, WNOHANG) > 0) {
+    for (pid_t ended = 0; (ended = ::waitpid(-1, nullptr, WNOHANG)) > 0;) {
+      if (ended == daemon) {
+        // The others declare this node lost: its programs end with it, so that none runs on with pages that it may
+        // no longer have.
+        if (options.plain) {
+          kill_children();
+        }
+        return 1;
+      }
     }
   }
 }
