@@ -63,7 +63,6 @@ struct Agent::Parts final : Door::Guest, transport::Handler {
   void answer_joining();
   void deliver_views();
   void send(NodeId to, const Message& message);
-  void disconnect(NodeId peer);
 
   void on_frame(Door::ConnectionId connection, const Endpoint& from, Frame frame) override;
   void on_closed(Door::ConnectionId connection) override { joining.erase(connection); }
@@ -217,17 +216,6 @@ void Agent::Parts::connect_to(const View& next) {
   }
 }
 
-// In the next turn, not inside the transport's progress() where views arrive: UCX 1.13 may have fetched an event of that
-// very connection already, and aborts the process when it finds it closed.
-void Agent::Parts::disconnect(NodeId peer) {
-  connected.erase(peer);
-  loop->post([this, token = alive, peer] {
-    if (*token && !connected.contains(peer)) {
-      transport->disconnect(peer);
-    }
-  });
-}
-
 void Agent::Parts::send(NodeId to, const Message& message) {
   // A message that does not go out now is said again: heartbeats, fetches and stuck proposals repeat
   // themselves.
@@ -247,7 +235,8 @@ void Agent::Parts::apply(Membership::Effects effects) {
   }
   for (const View& next : effects.views) {
     for (const NodeId lost : next.lost) {
-      disconnect(lost);
+      connected.erase(lost);
+      transport->disconnect(lost);
     }
   }
   if (!effects.views.empty()) {
@@ -441,7 +430,8 @@ void Agent::Parts::on_message(NodeId from, std::span<const std::byte>, std::span
 
 void Agent::Parts::on_peer_lost(NodeId peer, const Error& why) {
   if (!membership->view().has(peer)) {
-    disconnect(peer);
+    connected.erase(peer);
+    transport->disconnect(peer);
   } else if (!membership->ended()) {
     KEVRE_LOG_WARN("lost the connection to {}: {}", membership->view().find(peer)->name, why.text);
   }
