@@ -23,7 +23,8 @@ Result<Peer> peer_of(int socket) {
     return fail_errno("SO_PEERGROUPS");
   }
   peer.credentials.groups.resize(bytes / sizeof(uint32_t));
-  if (bytes > 0 && ::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, peer.credentials.groups.data(), &bytes) != 0) {
+  if (bytes > 0 &&
+      ::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, peer.credentials.groups.data(), &bytes) != 0) {
     return fail_errno("SO_PEERGROUPS");
   }
   return peer;

@@ -51,7 +51,8 @@ Msg::Wanted Msg::wanted(const Call& call) {
     wanted.search = Search::kAny;
   } else if (call.value < 0) {
     wanted.search = Search::kLowest;
-    wanted.type = call.value == std::numeric_limits<int64_t>::min() ? std::numeric_limits<int64_t>::max() : -call.value;
+    wanted.type =
+        call.value == std::numeric_limits<int64_t>::min() ? std::numeric_limits<int64_t>::max() : -call.value;
   } else {
     wanted.search = (call.flags & kExcept) != 0 ? Search::kNotEqual : Search::kEqual;
   }
@@ -90,7 +91,8 @@ std::vector<std::byte> Msg::cut(std::vector<std::byte> data, uint64_t bytes_max)
 }
 
 // The message was accepted: to the first receiver that wants it, else into the queue. Answers the sender.
-void Msg::deliver(Object& queue, const Caller& sender, Message message, int64_t now, std::vector<Effect>& effects) {
+void Msg::deliver(Object& queue, const Caller& sender, Message message, int64_t now,
+                  std::vector<Effect>& effects) {
   queue.send_pid = sender.pid;
   queue.send_time = now;
   answer(effects, sender.call, 0);
@@ -135,7 +137,8 @@ void Msg::wake_senders(Object& queue, int64_t now, std::vector<Effect>& effects)
 void Msg::send(const Event& event) {
   const Call& call = event.call;
   Message message;
-  if (event.payload.size() < sizeof message.type || event.payload.size() - sizeof message.type > kMsgMax || call.id < 0) {
+  if (event.payload.size() < sizeof message.type || event.payload.size() - sizeof message.type > kMsgMax ||
+      call.id < 0) {
     return answer(event, EINVAL);
   }
   std::memcpy(&message.type, event.payload.data(), sizeof message.type);
@@ -347,13 +350,15 @@ void Msg::on_node_lost(NodeId node) {
 
 std::string Msg::proc_text() {
   std::string text =
-      "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      rtime"
+      "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime     "
+      " rtime"
       "      ctime\n";
   table_.each([&](int32_t id, Object& queue) {
     const Permissions& p = queue.permissions;
-    text += fmt::format("{:10} {:10}  {:4o}  {:10} {:10} {:5} {:5} {:5} {:5} {:5} {:5} {:10} {:10} {:10}\n", p.key, id,
-                        p.mode, queue.bytes, queue.messages.size(), queue.send_pid, queue.receive_pid, p.uid, p.gid,
-                        p.cuid, p.cgid, queue.send_time, queue.receive_time, queue.change_time);
+    text +=
+        fmt::format("{:10} {:10}  {:4o}  {:10} {:10} {:5} {:5} {:5} {:5} {:5} {:5} {:10} {:10} {:10}\n",
+                    p.key, id, p.mode, queue.bytes, queue.messages.size(), queue.send_pid, queue.receive_pid,
+                    p.uid, p.gid, p.cuid, p.cgid, queue.send_time, queue.receive_time, queue.change_time);
   });
   return text;
 }

@@ -1,7 +1,8 @@
 // Msg: the message queues of the namespace: messages, and who waits to send or to receive.
-// A message that a waiting receiver wants never enters the queue; one whose buffer is too small ends with E2BIG and the
-// next is asked. When room appears, waiting senders are tried in order of arrival, each once; a smaller message may pass
-// a larger one. Pure, one owner; see namespace.h. Tested in tests/ipc/namespace_test.cc and namespace_history_test.cc.
+// A message that a waiting receiver wants never enters the queue; one whose buffer is too small ends with
+// E2BIG and the next is asked. When room appears, waiting senders are tried in order of arrival, each once; a
+// smaller message may pass a larger one. Pure, one owner; see namespace.h. Tested in
+// tests/ipc/namespace_test.cc and namespace_history_test.cc.
 #pragma once
 
 #include <list>
@@ -60,7 +61,8 @@ class Msg {
   static Wanted wanted(const Call& call);
   static bool fits(const Object& queue, const Message& message);
   static std::list<Message>::iterator find(Object& queue, const Wanted& wanted);
-  void deliver(Object& queue, const Caller& sender, Message message, int64_t now, std::vector<Effect>& effects);
+  void deliver(Object& queue, const Caller& sender, Message message, int64_t now,
+               std::vector<Effect>& effects);
   void wake_senders(Object& queue, int64_t now, std::vector<Effect>& effects);
   void recheck_receivers(Object& queue, std::vector<Effect>& effects);
   void remove(const Event& event);

@@ -16,8 +16,8 @@ struct Namespace::Parts {
 Namespace::Namespace(uint32_t generation) : parts_(std::make_unique<Parts>(generation)) {}
 Namespace::~Namespace() = default;
 
-void Namespace::on_call(const Caller& caller, const Call& call, std::span<const std::byte> payload, int64_t now,
-                        std::vector<Effect>& effects) {
+void Namespace::on_call(const Caller& caller, const Call& call, std::span<const std::byte> payload,
+                        int64_t now, std::vector<Effect>& effects) {
   const Event event{caller, call, payload, now, effects};
   switch (call.op) {
     case Op::kShmGet:
@@ -64,7 +64,9 @@ void Namespace::on_call(const Caller& caller, const Call& call, std::span<const 
   answer(event, ENOSYS);
 }
 
-void Namespace::on_view(uint32_t view) { parts_->shm.on_view(view); }
+void Namespace::on_view(uint32_t view) {
+  parts_->shm.on_view(view);
+}
 
 void Namespace::on_cancel(CallId call, int error, std::vector<Effect>& effects) {
   if (!parts_->sem.cancel(call, error, effects)) {
@@ -95,6 +97,8 @@ std::string Namespace::proc_text(ObjectKind kind) const {
   return {};
 }
 
-size_t Namespace::waiting() const { return parts_->sem.waiting() + parts_->msg.waiting(); }
+size_t Namespace::waiting() const {
+  return parts_->sem.waiting() + parts_->msg.waiting();
+}
 
 }  // namespace kevre::ipc

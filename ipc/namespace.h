@@ -1,12 +1,15 @@
-// Namespace: the System V objects of the cluster: keys, ids, permissions, limits, semaphores' and queues' contents, who
-// waits. A pure state machine: events in, effects out; no clock (time comes with the event), no sockets, no threads, no
-// random numbers, and no order that depends on addresses, so that it can be simulated and replicated.
+// Namespace: the System V objects of the cluster: keys, ids, permissions, limits, semaphores' and queues'
+// contents, who waits. A pure state machine: events in, effects out; no clock (time comes with the event), no
+// sockets, no threads, no random numbers, and no order that depends on addresses, so that it can be simulated
+// and replicated.
 //
-// One copy in the cluster, at the seat (the view's coordinator). Objects refer to each other nowhere, so that each can
-// get a seat of its own.
-//   * Waiting calls are queued here in the order of arrival. A call ends exactly once: by an answer, or (its process or
+// One copy in the cluster, at the seat (the view's coordinator). Objects refer to each other nowhere, so that
+// each can get a seat of its own.
+//   * Waiting calls are queued here in the order of arrival. A call ends exactly once: by an answer, or (its
+//   process or
 //     node is gone) silently. A cancel for a call that was answered already is ignored: the grant wins.
-//   * shm: the pages are the dsm's. The namespace counts attachments per node and says when a segment is to be destroyed.
+//   * shm: the pages are the dsm's. The namespace counts attachments per node and says when a segment is to
+//   be destroyed.
 //   * SEM_UNDO is kept here per process and applied by on_process_gone() and on_node_lost().
 // Semantics: Linux's, as far as docs/conformance.md does not say otherwise.
 // Threads: one owner. Tested in tests/ipc/namespace_test.cc and namespace_history_test.cc; fuzzed by
@@ -25,7 +28,8 @@
 
 namespace kevre::ipc {
 
-struct ProcessId {  // a process during its whole life, also across exec; numbers are the node's and not reused
+struct ProcessId {  // a process during its whole life, also across exec; numbers are the node's and not
+                    // reused
   NodeId node;
   uint64_t number = 0;
   friend constexpr auto operator<=>(const ProcessId&, const ProcessId&) = default;
@@ -66,8 +70,8 @@ enum class ObjectKind : uint8_t { kShm = 0, kSem = 1, kMsg = 2 };
 
 class Namespace {
  public:
-  // `generation`: the view in which this seat began; 0 or 1 for the first. Ids and segments of another generation are
-  // never given out again.
+  // `generation`: the view in which this seat began; 0 or 1 for the first. Ids and segments of another
+  // generation are never given out again.
   explicit Namespace(uint32_t generation);
   ~Namespace();
 

@@ -21,7 +21,8 @@ bool ended(const UniqueFd& pidfd) {
 Programs::Programs(EventLoop* loop, dsm::Node* node, SeatLink* seat, OnDied on_died)
     : loop_(loop), node_(node), seat_(seat), on_died_(std::move(on_died)) {
   node_->set_on_fork([this](dsm::MmId parent, dsm::MmId child, int uffd) { on_fork(parent, child, uffd); });
-  node_->set_on_unmapped([this](dsm::MmId mm, uint64_t address, uint64_t bytes) { on_unmapped(mm, address, bytes); });
+  node_->set_on_unmapped(
+      [this](dsm::MmId mm, uint64_t address, uint64_t bytes) { on_unmapped(mm, address, bytes); });
 }
 
 Programs::~Programs() {
@@ -61,7 +62,9 @@ uint32_t Programs::pid_of(uint64_t program) const {
   return found == programs_.end() ? 0 : static_cast<uint32_t>(found->second.pid);
 }
 
-void Programs::session_opened(uint64_t program) { ++programs_.at(program).sessions; }
+void Programs::session_opened(uint64_t program) {
+  ++programs_.at(program).sessions;
+}
 
 // The last connection closed and the process lives: perhaps it called exec, and its address space is gone.
 void Programs::session_closed(uint64_t program) {
@@ -110,7 +113,8 @@ void Programs::end_space(dsm::MmId mm) {
   }
 }
 
-// Address spaces end without a word when nobody of theirs speaks to us: exec, or a child that never said hello.
+// Address spaces end without a word when nobody of theirs speaks to us: exec, or a child that never said
+// hello.
 void Programs::sweep() {
   std::vector<dsm::MmId> gone;
   bool again = false;
@@ -172,8 +176,8 @@ std::optional<int> Programs::claim_fork(uint64_t number, pid_t parent) {
   if (program.space) {
     return std::nullopt;
   }
-  // dsm::MmIds grow: the oldest child that waits. Two threads that fork at once may swap their children's address spaces;
-  // both have the same attachments.
+  // dsm::MmIds grow: the oldest child that waits. Two threads that fork at once may swap their children's
+  // address spaces; both have the same attachments.
   for (auto& [mm, space] : spaces_) {
     if (space.program == 0 && space.pid == static_cast<uint32_t>(parent) && node_->alive(mm)) {
       space.program = number;

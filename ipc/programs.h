@@ -1,9 +1,9 @@
-// Programs: the processes of this node that speak to the service, their address spaces and what is attached where.
-// A process lives from its first connection until its pidfd says that all its threads are gone; exec does not end it. An
-// address space (dsm::dsm::MmId) ends on its own: at exec, at exit, at kill -9; then its attachments are gone.
-// fork: the kernel tells the DSM before the child runs; the child's address space waits here, counted already, until the
-// child says hello, or until it is gone.
-// Owns: the pidfds. Threads: the loop's. Tested in tests/ipc/service_test.cc.
+// Programs: the processes of this node that speak to the service, their address spaces and what is attached
+// where. A process lives from its first connection until its pidfd says that all its threads are gone; exec
+// does not end it. An address space (dsm::dsm::MmId) ends on its own: at exec, at exit, at kill -9; then its
+// attachments are gone. fork: the kernel tells the DSM before the child runs; the child's address space waits
+// here, counted already, until the child says hello, or until it is gone. Owns: the pidfds. Threads: the
+// loop's. Tested in tests/ipc/service_test.cc.
 #pragma once
 
 #include <sys/types.h>
@@ -13,8 +13,8 @@
 #include <optional>
 
 #include "base/event_loop.h"
-#include "ipc/seat_link.h"
 #include "dsm/node.h"
+#include "ipc/seat_link.h"
 
 namespace kevre::ipc {
 
@@ -30,7 +30,8 @@ class Programs {
   void session_opened(uint64_t program);
   void session_closed(uint64_t program);
 
-  // The child of a fork said hello: it gets the address space that waits for it. Returns its userfaultfd, borrowed.
+  // The child of a fork said hello: it gets the address space that waits for it. Returns its userfaultfd,
+  // borrowed.
   std::optional<int> claim_fork(uint64_t program, pid_t parent);
   // Is the userfaultfd of its present address space served already?
   bool has_space(uint64_t program);
@@ -50,9 +51,9 @@ class Programs {
     bool detaching = false;
   };
   struct Space {
-    uint64_t program = 0;  // 0: a forked child that did not say hello yet
-    uint32_t pid = 0;      // of the process; of its parent while nobody claimed it
-    int uffd = -1;         // while nobody claimed it
+    uint64_t program = 0;                        // 0: a forked child that did not say hello yet
+    uint32_t pid = 0;                            // of the process; of its parent while nobody claimed it
+    int uffd = -1;                               // while nobody claimed it
     std::map<uint64_t, Attachment> attachments;  // by address
   };
   struct Program {

@@ -1,9 +1,12 @@
-// What a program and its daemon, and a daemon and the seat, say to each other about System V IPC: fixed layouts, plain
-// data, no library needed (the preload library includes this file). wire.h has the decoders.
+// What a program and its daemon, and a daemon and the seat, say to each other about System V IPC: fixed
+// layouts, plain data, no library needed (the preload library includes this file). wire.h has the decoders.
 //
-// Program <-> daemon: one SOCK_SEQPACKET connection per thread; a record is a Call (or an Answer) and its payload.
-//   A program has at most one call open per connection, and may send kCancel for it; every other call is answered once.
-// Attach:   kShmAt -> answer with the memfd, and /dev/userfaultfd the first time of an address space; the program maps,
+// Program <-> daemon: one SOCK_SEQPACKET connection per thread; a record is a Call (or an Answer) and its
+// payload.
+//   A program has at most one call open per connection, and may send kCancel for it; every other call is
+//   answered once.
+// Attach:   kShmAt -> answer with the memfd, and /dev/userfaultfd the first time of an address space; the
+// program maps,
 //           then kAttached (with its userfaultfd the first time) -> answer; or kAttachFailed -> answer.
 // Detach:   kDetachStart (exact address) -> answer with the size; the program unmaps; kDetachDone -> answer.
 // Threads: none (values). Tested in tests/ipc/wire_test.cc.
@@ -32,19 +35,20 @@ inline constexpr uint32_t kMsgMni = 32000;
 
 enum class Op : uint16_t {
   kHello = 1,   // id: thread; index: pid of the parent when this process was forked while connected, else 0
-  kCancel = 2,  // number: the call; cmd: EINTR or EAGAIN. The seat decides; the call itself is answered, this is not
+  kCancel = 2,  // number: the call; cmd: EINTR or EAGAIN. The seat decides; the call itself is answered, this
+                // is not
 
-  kShmGet = 10,  // key, size, flags
-  kShmAt,        // id, flags
-  kShmCtl,       // id, cmd; IPC_SET: payload SetArguments
-  kSemGet = 20,  // key, size: number of semaphores, flags
-  kSemOp,        // id, size: number of operations; payload SemOperation[size]
-  kSemCtl,       // id, index, cmd; SETVAL: value; SETALL: payload uint16_t[]; IPC_SET: payload SetArguments
-  kSemCount,     // id: how many semaphores the set has (how long GETALL's and SETALL's arrays are)
-  kMsgGet = 30,  // key, flags
-  kMsgSend,      // id, flags; payload: int64_t type, then the text
-  kMsgReceive,   // id, size, value: type, flags; answer payload: int64_t type, then the text
-  kMsgCtl,       // id, cmd; IPC_SET: payload SetArguments
+  kShmGet = 10,    // key, size, flags
+  kShmAt,          // id, flags
+  kShmCtl,         // id, cmd; IPC_SET: payload SetArguments
+  kSemGet = 20,    // key, size: number of semaphores, flags
+  kSemOp,          // id, size: number of operations; payload SemOperation[size]
+  kSemCtl,         // id, index, cmd; SETVAL: value; SETALL: payload uint16_t[]; IPC_SET: payload SetArguments
+  kSemCount,       // id: how many semaphores the set has (how long GETALL's and SETALL's arrays are)
+  kMsgGet = 30,    // key, flags
+  kMsgSend,        // id, flags; payload: int64_t type, then the text
+  kMsgReceive,     // id, size, value: type, flags; answer payload: int64_t type, then the text
+  kMsgCtl,         // id, cmd; IPC_SET: payload SetArguments
   kProcText = 40,  // index: 0 shm, 1 sem, 2 msg; to the program: a memfd
 
   kAttached = 50,  // value: address
@@ -52,8 +56,9 @@ enum class Op : uint16_t {
   kDetachStart,    // value: address
   kDetachDone,     // value: address
 
-  kShmDetach = 60,  // a daemon to the seat only. value: segment; size: how many attachments ended; index: their pid
-  kShmFork,         // value: segment; size: how many attachments a fork copied; index: the parent's pid
+  kShmDetach =
+      60,    // a daemon to the seat only. value: segment; size: how many attachments ended; index: their pid
+  kShmFork,  // value: segment; size: how many attachments a fork copied; index: the parent's pid
 };
 
 struct Call {
@@ -80,7 +85,7 @@ struct Answer {
   int32_t error = 0;  // errno, 0 = done
   uint64_t number = 0;
   int64_t value = 0;
-  uint64_t size = 0;  // kShmAt, kDetachStart: bytes of the segment
+  uint64_t size = 0;     // kShmAt, kDetachStart: bytes of the segment
   uint64_t segment = 0;  // kShmAt
   uint32_t payload_bytes = 0;
   uint32_t reserved = 0;
@@ -104,9 +109,9 @@ static_assert(sizeof(SetArguments) == 24);
 struct Stat {
   int32_t key = 0, id = 0;
   uint32_t uid = 0, gid = 0, cuid = 0, cgid = 0, mode = 0, sequence = 0;
-  uint64_t size = 0;   // shm: bytes; sem: semaphores; msg: bytes allowed in the queue
-  uint64_t count = 0;  // shm: attachments; msg: messages
-  uint64_t bytes = 0;  // msg: bytes in the queue
+  uint64_t size = 0;        // shm: bytes; sem: semaphores; msg: bytes allowed in the queue
+  uint64_t count = 0;       // shm: attachments; msg: messages
+  uint64_t bytes = 0;       // msg: bytes in the queue
   int64_t first_time = 0;   // shm: attach; sem: operation; msg: send
   int64_t second_time = 0;  // shm: detach; msg: receive
   int64_t change_time = 0;
@@ -125,11 +130,11 @@ struct Usage {
 // Header of the transport's messages of Service::kIpc, with a Call or an Answer in it.
 struct SeatMessage {
   enum class Kind : uint8_t {
-    kCall = 1,      // node -> seat: call, process, pid; payload: uint32_t groups[groups], then the call's payload
-    kAnswer,        // seat -> node
-    kCancel,        // node -> seat: call.number, call.cmd
-    kProcessGone,   // node -> seat: process, pid
-    kDestroy,       // seat -> all: answer.segment
+    kCall = 1,  // node -> seat: call, process, pid; payload: uint32_t groups[groups], then the call's payload
+    kAnswer,    // seat -> node
+    kCancel,    // node -> seat: call.number, call.cmd
+    kProcessGone,  // node -> seat: process, pid
+    kDestroy,      // seat -> all: answer.segment
   };
   uint32_t magic = kCallMagic;
   Kind kind = Kind::kCall;

@@ -10,7 +10,9 @@ namespace kevre::ipc {
 namespace {
 constexpr size_t kHeldMax = 65536;
 
-int64_t wall_seconds() { return static_cast<int64_t>(::time(nullptr)); }
+int64_t wall_seconds() {
+  return static_cast<int64_t>(::time(nullptr));
+}
 
 SeatMessage from_who(SeatMessage::Kind kind, const SeatLink::Who& who) {
   SeatMessage message;
@@ -34,7 +36,8 @@ SeatLink::~SeatLink() {
   }
 }
 
-void SeatLink::call(uint64_t number, const Who& who, const Call& call, std::span<const std::byte> payload, Done done) {
+void SeatLink::call(uint64_t number, const Who& who, const Call& call, std::span<const std::byte> payload,
+                    Done done) {
   waiting_.emplace(number, std::move(done));
   ++(has_seat() ? calls_local_ : calls_remote_);
   SeatMessage message = from_who(SeatMessage::Kind::kCall, who);
@@ -106,8 +109,9 @@ bool SeatLink::try_send(NodeId to, const Record& record) {
   if (transport_ == nullptr) {
     return true;
   }
-  const auto sent = transport_->send(to, transport::Service::kIpc, std::as_bytes(std::span(&record.message, 1)),
-                                     std::span<const std::byte>(record.payload));
+  const auto sent =
+      transport_->send(to, transport::Service::kIpc, std::as_bytes(std::span(&record.message, 1)),
+                       std::span<const std::byte>(record.payload));
   if (!sent && sent.error().code == Errc::kBusy) {
     return false;
   }
@@ -124,7 +128,9 @@ void SeatLink::on_writable(NodeId peer) {
   }
 }
 
-void SeatLink::on_peer_lost(NodeId peer, const Error& /*why*/) { outbox_.erase(peer); }
+void SeatLink::on_peer_lost(NodeId peer, const Error& /*why*/) {
+  outbox_.erase(peer);
+}
 
 void SeatLink::rule(NodeId from, const SeatMessage& message, std::span<const uint32_t> groups,
                     std::span<const std::byte> payload) {
@@ -181,7 +187,8 @@ void SeatLink::complete(uint64_t number, const Answer& answer, std::span<const s
   }
 }
 
-void SeatLink::on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) {
+void SeatLink::on_message(NodeId from, std::span<const std::byte> header,
+                          std::span<const std::byte> payload) {
   const auto decoded = decode_seat_message(header, payload);
   if (!decoded) {
     KEVRE_LOG_WARN("ipc: dropped a message of node {}: {}", from, decoded.error().text);

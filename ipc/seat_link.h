@@ -1,7 +1,7 @@
-// SeatLink: carries calls to the seat and answers back, wherever the seat is: the namespace in this node when this node
-// has the seat, else one message over Service::kIpc. Owns: the namespace, the calls that wait for an answer.
-// A call is answered exactly once. When the seat is lost its objects are gone: calls that wait get EIDRM.
-// Threads: the loop's. Tested in tests/ipc/seat_link_test.cc.
+// SeatLink: carries calls to the seat and answers back, wherever the seat is: the namespace in this node when
+// this node has the seat, else one message over Service::kIpc. Owns: the namespace, the calls that wait for
+// an answer. A call is answered exactly once. When the seat is lost its objects are gone: calls that wait get
+// EIDRM. Threads: the loop's. Tested in tests/ipc/seat_link_test.cc.
 #pragma once
 
 #include <deque>
@@ -36,7 +36,7 @@ class SeatLink final : public transport::Handler {
   // `number` from next_number(). `done` may be called before this returns.
   void call(uint64_t number, const Who& who, const Call& call, std::span<const std::byte> payload, Done done);
   void cancel(uint64_t number, int error);
-  void forget(uint64_t number);  // whoever asked is gone: end the call, tell nobody
+  void forget(uint64_t number);                 // whoever asked is gone: end the call, tell nobody
   void tell(const Who& who, const Call& call);  // kShmDetach, kShmFork: not answered
   void process_gone(uint64_t process, uint32_t pid);
 
@@ -45,7 +45,8 @@ class SeatLink final : public transport::Handler {
   uint64_t calls_local() const { return calls_local_; }
   uint64_t calls_remote() const { return calls_remote_; }
 
-  void on_message(NodeId from, std::span<const std::byte> header, std::span<const std::byte> payload) override;
+  void on_message(NodeId from, std::span<const std::byte> header,
+                  std::span<const std::byte> payload) override;
   void on_peer_lost(NodeId peer, const Error& why) override;
   void on_writable(NodeId peer) override;
 
@@ -54,7 +55,8 @@ class SeatLink final : public transport::Handler {
     SeatMessage message;
     std::vector<std::byte> payload;
   };
-  void send_to_seat(SeatMessage message, std::span<const uint32_t> groups, std::span<const std::byte> payload);
+  void send_to_seat(SeatMessage message, std::span<const uint32_t> groups,
+                    std::span<const std::byte> payload);
   void send(NodeId to, const SeatMessage& message, std::span<const std::byte> payload);
   bool try_send(NodeId to, const Record& record);
   void rule(NodeId from, const SeatMessage& message, std::span<const uint32_t> groups,

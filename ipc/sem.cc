@@ -15,8 +15,12 @@ std::vector<SemOperation> operations_of(std::span<const std::byte> payload) {
   std::memcpy(operations.data(), payload.data(), operations.size() * sizeof(SemOperation));
   return operations;
 }
-bool no_wait(const SemOperation& operation) { return (operation.flags & kIpcNoWait) != 0; }
-bool undone(const SemOperation& operation) { return (operation.flags & kUndoFlag) != 0; }
+bool no_wait(const SemOperation& operation) {
+  return (operation.flags & kIpcNoWait) != 0;
+}
+bool undone(const SemOperation& operation) {
+  return (operation.flags & kUndoFlag) != 0;
+}
 }  // namespace
 
 Sem::Sem(uint32_t generation) : table_(kSemMni, generation > 1 ? generation - 1 : 0) {}
@@ -147,7 +151,8 @@ void Sem::operate(const Event& event) {
   list.push_back(Waiter{event.caller, operations, alters, blocked_at});
 }
 
-// Serves what can be served in one list; true when a value grew, which may free earlier ones of the other kind.
+// Serves what can be served in one list; true when a value grew, which may free earlier ones of the other
+// kind.
 bool Sem::settle_list(Object& set, std::list<Waiter>& list, int64_t now, std::vector<Effect>& effects) {
   for (auto waiter = list.begin(); waiter != list.end();) {
     const Outcome outcome = attempt(set, waiter->caller, waiter->operations, &waiter->blocked_at);
@@ -218,7 +223,8 @@ void Sem::on_process_gone(ProcessId process, uint32_t pid, int64_t now, std::vec
     }
   }
   for (const int32_t id : waits_at) {
-    drop_waiters(*table_.by_id(id).object, [&](const Waiter& waiter) { return waiter.caller.process == process; });
+    drop_waiters(*table_.by_id(id).object,
+                 [&](const Waiter& waiter) { return waiter.caller.process == process; });
   }
   const auto sets = undo_sets_.find(process);
   if (sets == undo_sets_.end()) {

@@ -1,8 +1,8 @@
 // Sem: the semaphore sets of the namespace: values, who waits for what, what is undone when a process dies.
-// Waiting follows Linux: callers that wait for zero only are looked at first; the others in order of arrival, each
-// served as soon as its whole array can be done (a later small one may pass an earlier large one), inside the operation
-// that made it possible. Pure, one owner; see namespace.h. Tested in tests/ipc/namespace_test.cc and
-// namespace_history_test.cc (random histories against a plain model).
+// Waiting follows Linux: callers that wait for zero only are looked at first; the others in order of arrival,
+// each served as soon as its whole array can be done (a later small one may pass an earlier large one),
+// inside the operation that made it possible. Pure, one owner; see namespace.h. Tested in
+// tests/ipc/namespace_test.cc and namespace_history_test.cc (random histories against a plain model).
 #pragma once
 
 #include <list>
@@ -67,7 +67,7 @@ class Sem {
   bool drop_waiters(Object& set, const std::function<bool(const Waiter&)>& which);
 
   Table<Object> table_;
-  std::map<CallId, int32_t> waits_;             // the set that a call waits at
+  std::map<CallId, int32_t> waits_;                         // the set that a call waits at
   std::map<ProcessId, std::map<int32_t, bool>> undo_sets_;  // sets that have something to undo for a process
   uint64_t semaphores_ = 0;
 };

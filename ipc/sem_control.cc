@@ -7,8 +7,8 @@
 
 namespace kevre::ipc {
 namespace {
-constexpr int32_t kGetPid = 11, kGetValue = 12, kGetAll = 13, kGetNegative = 14, kGetZero = 15, kSetValue = 16,
-                  kSetAll = 17, kStatIndex = 18, kInfo = 19, kStatAny = 20;
+constexpr int32_t kGetPid = 11, kGetValue = 12, kGetAll = 13, kGetNegative = 14, kGetZero = 15,
+                  kSetValue = 16, kSetAll = 17, kStatIndex = 18, kInfo = 19, kStatAny = 20;
 }
 
 void Sem::remove(const Event& event) {

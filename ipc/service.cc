@@ -134,7 +134,8 @@ void Service::Parts::on_accept() {
       continue;
     }
     if (errno != EAGAIN) {
-      // Out of descriptors: the programs that wait to be accepted are asked again later, the others are served on.
+      // Out of descriptors: the programs that wait to be accepted are asked again later, the others are
+      // served on.
       KEVRE_LOG_WARN("ipc: accept: {} (raise the limit of open files)", std::strerror(errno));
       loop->modify(listener.get(), 0);
       loop->after(kAcceptPauseNs, [this] { loop->modify(listener.get(), EPOLLIN); });
@@ -203,7 +204,8 @@ void Service::Parts::give_up_attach(Session& session) {
   }
 }
 
-// The kernel told who connected; a program that changed its ids since says so, and is not believed without looking.
+// The kernel told who connected; a program that changed its ids since says so, and is not believed without
+// looking.
 bool Service::Parts::refresh_credentials(Session& session, const Call& call) {
   if (call.uid == session.credentials.uid && call.gid == session.credentials.gid) {
     return true;
@@ -237,7 +239,8 @@ void Service::Parts::on_call(Session& session, const DecodedCall& decoded, std::
     return;
   }
   if (session.call.program_number != 0 || call.number == 0) {
-    KEVRE_LOG_WARN("ipc: process {} is dropped: a second call on one connection", programs.pid_of(session.program()));
+    KEVRE_LOG_WARN("ipc: process {} is dropped: a second call on one connection",
+                   programs.pid_of(session.program()));
     return close(session.id);
   }
   if (!refresh_credentials(session, call)) {
@@ -253,7 +256,8 @@ void Service::Parts::on_call(Session& session, const DecodedCall& decoded, std::
       return session.answer_error(call.number, 0);
     case Op::kDetachStart: {
       Answer answer;
-      answer.error = programs.detach_start(session.program(), static_cast<uint64_t>(call.value), &answer.size);
+      answer.error =
+          programs.detach_start(session.program(), static_cast<uint64_t>(call.value), &answer.size);
       session.detach = answer.error == 0 ? static_cast<uint64_t>(call.value) : 0;
       return session.answer(call.number, answer);
     }
@@ -287,13 +291,15 @@ void Service::Parts::forward(Session& session, const DecodedCall& decoded) {
   const uint64_t number = seat.next_number();
   session.call = {decoded.call.number, number, decoded.call.op == Op::kShmAt};
   const uint64_t id = session.id;
-  seat.call(number, {session.program(), programs.pid_of(session.program()), session.credentials}, decoded.call,
-            decoded.payload, [this, id, call = decoded.call](const Answer& answer, std::span<const std::byte> data) {
+  seat.call(number, {session.program(), programs.pid_of(session.program()), session.credentials},
+            decoded.call, decoded.payload,
+            [this, id, call = decoded.call](const Answer& answer, std::span<const std::byte> data) {
               answered(id, call, answer, data);
             });
 }
 
-void Service::Parts::answered(uint64_t id, const Call& call, const Answer& answer, std::span<const std::byte> data) {
+void Service::Parts::answered(uint64_t id, const Call& call, const Answer& answer,
+                              std::span<const std::byte> data) {
   const auto found = sessions.find(id);
   if (found == sessions.end()) {
     if (call.op == Op::kShmAt && answer.error == 0) {
@@ -360,10 +366,13 @@ Result<std::unique_ptr<Service>> Service::create(const Options& options, EventLo
   return std::unique_ptr<Service>(new Service(std::move(parts)));
 }
 
-void Service::on_view(const cluster::View& view) { parts_->seat.on_view(view); }
+void Service::on_view(const cluster::View& view) {
+  parts_->seat.on_view(view);
+}
 
 ServiceStats Service::stats() const {
-  return {parts_->programs.count(), parts_->sessions.size(), parts_->seat.calls_local(), parts_->seat.calls_remote()};
+  return {parts_->programs.count(), parts_->sessions.size(), parts_->seat.calls_local(),
+          parts_->seat.calls_remote()};
 }
 
 }  // namespace kevre::ipc

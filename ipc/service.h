@@ -1,8 +1,8 @@
-// Service: System V IPC for the programs of this node. Programs (the preload library) connect to a UNIX socket; calls go
-// to the namespace (namespace.h, a pure state machine that lives on the view's coordinator for now), attaches go to
-// dsm::Node. Owns: the socket, the sessions, the namespace when this node has it.
-// Calls wait at the seat, never here: every descriptor is non-blocking and a program that does not read is dropped.
-// Threads: the loop's. Tested in tests/ipc/service_test.cc.
+// Service: System V IPC for the programs of this node. Programs (the preload library) connect to a UNIX
+// socket; calls go to the namespace (namespace.h, a pure state machine that lives on the view's coordinator
+// for now), attaches go to dsm::Node. Owns: the socket, the sessions, the namespace when this node has it.
+// Calls wait at the seat, never here: every descriptor is non-blocking and a program that does not read is
+// dropped. Threads: the loop's. Tested in tests/ipc/service_test.cc.
 #pragma once
 
 #include <memory>

@@ -17,7 +17,11 @@ constexpr int kRecordsPerTurn = 16;
 }  // namespace
 
 Session::Session(EventLoop* loop, UniqueFd socket, uint64_t program, Credentials who, Events* events)
-    : credentials(std::move(who)), loop_(loop), socket_(std::move(socket)), program_(program), events_(events) {}
+    : credentials(std::move(who)),
+      loop_(loop),
+      socket_(std::move(socket)),
+      program_(program),
+      events_(events) {}
 
 Session::~Session() {
   *alive_ = false;
@@ -68,7 +72,8 @@ void Session::read() {
   }
 }
 
-void Session::answer(uint64_t number, const Answer& answer, std::span<const std::byte> data, std::span<const int> fds) {
+void Session::answer(uint64_t number, const Answer& answer, std::span<const std::byte> data,
+                     std::span<const int> fds) {
   if (broken_) {
     return;
   }

@@ -1,5 +1,5 @@
-// Session: the connection of one thread of a program. Reads records, decodes them, and sends answers without ever
-// waiting: a program that does not read its answers is dropped. Owns the socket. Threads: the loop's.
+// Session: the connection of one thread of a program. Reads records, decodes them, and sends answers without
+// ever waiting: a program that does not read its answers is dropped. Owns the socket. Threads: the loop's.
 // Tested in tests/ipc/service_test.cc.
 #pragma once
 
@@ -50,8 +50,8 @@ class Session {
   Credentials credentials;
   uint64_t id = 0;  // not reused
   int32_t thread = 0;
-  OpenCall call;       // program_number 0: none
-  OpenAttach attach;   // segment 0: none
+  OpenCall call;        // program_number 0: none
+  OpenAttach attach;    // segment 0: none
   uint64_t detach = 0;  // the address of the detach that was started, 0: none
 
  private:

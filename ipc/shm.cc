@@ -10,7 +10,9 @@ constexpr int32_t kLock = 11, kUnlock = 12, kStatIndex = 13, kInfo = 14, kStatAn
 // What the dsm can address; a larger segment is memory that nobody has.
 constexpr uint64_t kBytesMax = uint64_t{1} << 48;
 
-uint64_t pages_of(uint64_t bytes) { return bytes / kPageBytes + (bytes % kPageBytes != 0 ? 1 : 0); }
+uint64_t pages_of(uint64_t bytes) {
+  return bytes / kPageBytes + (bytes % kPageBytes != 0 ? 1 : 0);
+}
 }  // namespace
 
 uint64_t Shm::Object::attachments() const {
@@ -152,7 +154,8 @@ void Shm::change(const Event& event) {
       return answer(event, EPERM);
     }
     const bool lock = event.call.cmd == kLock;
-    object.permissions.mode = lock ? object.permissions.mode | kModeLocked : object.permissions.mode & ~kModeLocked;
+    object.permissions.mode =
+        lock ? object.permissions.mode | kModeLocked : object.permissions.mode & ~kModeLocked;
     return answer(event, 0);
   }
   if (event.call.cmd == kIpcSet) {
@@ -218,13 +221,15 @@ void Shm::control(const Event& event) {
 
 std::string Shm::proc_text() {
   std::string text =
-      "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime"
+      "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      "
+      "atime      dtime"
       "      ctime                   rss                  swap\n";
   table_.each([&](int32_t id, Object& object) {
     const Permissions& p = object.permissions;
-    text += fmt::format("{:10} {:10}  {:4o} {:21} {:5} {:5}  {:5} {:5} {:5} {:5} {:5} {:10} {:10} {:10} {:21} {:21}\n",
-                        p.key, id, p.mode, object.bytes, object.creator_pid, object.last_pid, object.attachments(), p.uid,
-                        p.gid, p.cuid, p.cgid, object.attach_time, object.detach_time, object.change_time, 0, 0);
+    text += fmt::format(
+        "{:10} {:10}  {:4o} {:21} {:5} {:5}  {:5} {:5} {:5} {:5} {:5} {:10} {:10} {:10} {:21} {:21}\n", p.key,
+        id, p.mode, object.bytes, object.creator_pid, object.last_pid, object.attachments(), p.uid, p.gid,
+        p.cuid, p.cgid, object.attach_time, object.detach_time, object.change_time, 0, 0);
   });
   return text;
 }

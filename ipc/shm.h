@@ -1,5 +1,5 @@
-// Shm: the shared memory segments of the namespace. Owns their ids, permissions and attachment counts, not their pages.
-// Pure, one owner; see namespace.h. Tested in tests/ipc/namespace_test.cc.
+// Shm: the shared memory segments of the namespace. Owns their ids, permissions and attachment counts, not
+// their pages. Pure, one owner; see namespace.h. Tested in tests/ipc/namespace_test.cc.
 #pragma once
 
 #include <map>
@@ -39,7 +39,7 @@ class Shm {
 
   Table<Object> table_;
   std::map<SegmentId, int32_t> of_segment_;
-  uint32_t view_;              // in which segments are born now: the upper half of their numbers (dsm/segment.h)
+  uint32_t view_;  // in which segments are born now: the upper half of their numbers (dsm/segment.h)
   uint32_t next_segment_ = 1;  // the lower half
   uint64_t pages_ = 0;
 };

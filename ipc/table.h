@@ -1,5 +1,5 @@
-// Table: the objects of one kind by id and by key, with Linux's rules for ids (id = sequence * 32768 + index, indices
-// given out in a circle) and for permissions. Part of the namespace: pure, deterministic, one owner.
+// Table: the objects of one kind by id and by key, with Linux's rules for ids (id = sequence * 32768 + index,
+// indices given out in a circle) and for permissions. Part of the namespace: pure, deterministic, one owner.
 // Tested through tests/ipc/namespace_test.cc.
 #pragma once
 
@@ -34,7 +34,8 @@ inline bool in_group(const Credentials& who, uint32_t gid) {
   return who.gid == gid || std::find(who.groups.begin(), who.groups.end(), gid) != who.groups.end();
 }
 
-// May `who` do what the permission bits of `wanted` say (any of the three triples counts)? CAP_IPC_OWNER = uid 0.
+// May `who` do what the permission bits of `wanted` say (any of the three triples counts)? CAP_IPC_OWNER =
+// uid 0.
 inline bool permitted(const Permissions& object, const Credentials& who, uint32_t wanted) {
   const uint32_t requested = (wanted >> 6) | (wanted >> 3) | wanted;
   uint32_t granted = object.mode;
@@ -54,7 +55,8 @@ inline bool owns(const Permissions& object, const Credentials& who) {
 template <class Object>  // has a member `Permissions permissions`
 class Table {
  public:
-  // A later generation (the seat was lost) starts behind the ids of those before it, and knows theirs as removed.
+  // A later generation (the seat was lost) starts behind the ids of those before it, and knows theirs as
+  // removed.
   Table(uint32_t limit, uint32_t generation) : limit_(limit), sequence_(generation * 1024 % kSequences) {
     first_sequence_ = sequence_;
   }
@@ -212,8 +214,8 @@ std::vector<std::byte> bytes_of(const T& value) {
   return {first, first + sizeof value};
 }
 
-// The common part of shmget, semget and msgget. `fits(object)`: 0 or the errno of an existing object that does not suit;
-// `create()`: the new id or a negative errno.
+// The common part of shmget, semget and msgget. `fits(object)`: 0 or the errno of an existing object that
+// does not suit; `create()`: the new id or a negative errno.
 template <class Object, class Fits, class Create>
 void get(Table<Object>& table, const Event& event, Fits fits, Create create) {
   const Call& call = event.call;

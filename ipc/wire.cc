@@ -66,7 +66,9 @@ bool known(Op op) {
   return false;
 }
 
-bool ends_with_errno(int32_t cmd) { return cmd == EINTR || cmd == EAGAIN; }
+bool ends_with_errno(int32_t cmd) {
+  return cmd == EINTR || cmd == EAGAIN;
+}
 
 Result<void> check(const Call& call, size_t payload_bytes) {
   if (call.magic != kCallMagic || call.version != kCallVersion) {
@@ -103,7 +105,8 @@ Result<DecodedCall> decode_call(std::span<const std::byte> record) {
   return decoded;
 }
 
-Result<DecodedSeatMessage> decode_seat_message(std::span<const std::byte> header, std::span<const std::byte> payload) {
+Result<DecodedSeatMessage> decode_seat_message(std::span<const std::byte> header,
+                                               std::span<const std::byte> payload) {
   DecodedSeatMessage decoded;
   if (header.size() != sizeof(SeatMessage)) {
     return fail(Errc::kCorrupt, "seat message of {} bytes", header.size());

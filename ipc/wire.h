@@ -1,6 +1,7 @@
-// The decoders of protocol.h: the only places where bytes from a program or from a peer become values. What they return
-// is well-formed (lengths agree, operations and indices exist); whether it makes sense is the namespace's business.
-// Threads: any. Tested in tests/ipc/wire_test.cc; fuzzed by tests/fuzz/ipc_call_fuzz.cc.
+// The decoders of protocol.h: the only places where bytes from a program or from a peer become values. What
+// they return is well-formed (lengths agree, operations and indices exist); whether it makes sense is the
+// namespace's business. Threads: any. Tested in tests/ipc/wire_test.cc; fuzzed by
+// tests/fuzz/ipc_call_fuzz.cc.
 #pragma once
 
 #include <cerrno>
@@ -29,6 +30,7 @@ struct DecodedSeatMessage {
 };
 
 // A message of Service::kIpc.
-Result<DecodedSeatMessage> decode_seat_message(std::span<const std::byte> header, std::span<const std::byte> payload);
+Result<DecodedSeatMessage> decode_seat_message(std::span<const std::byte> header,
+                                               std::span<const std::byte> payload);
 
 }  // namespace kevre::ipc

@@ -281,8 +281,8 @@ int converse(State& state, Exchange& what, const sigset_t& program_mask) {
   return error;
 }
 
-// A call that is still waiting has its frame above a whole signal frame; one that was left by siglongjmp has not, or
-// its frame was overwritten since.
+// A call that is still waiting has its frame above a whole signal frame; one that was left by siglongjmp has
+// not, or its frame was overwritten since.
 constexpr uintptr_t kSignalFrameMin = 1024;
 bool abandoned(const State& state, const volatile uint64_t* here) {
   stack_t stack;
@@ -363,9 +363,10 @@ void complain(const char* cause, int error) {
     return;
   }
   char line[512];
-  const int length = error == 0 ? ::snprintf(line, sizeof line, "kevre: System V IPC is not available: %s\n", cause)
-                                : ::snprintf(line, sizeof line, "kevre: System V IPC is not available: %s (%s)\n",
-                                             cause, ::strerrordesc_np(error));
+  const int length = error == 0
+                         ? ::snprintf(line, sizeof line, "kevre: System V IPC is not available: %s\n", cause)
+                         : ::snprintf(line, sizeof line, "kevre: System V IPC is not available: %s (%s)\n",
+                                      cause, ::strerrordesc_np(error));
   if (length > 0) {
     const ssize_t written = ::write(STDERR_FILENO, line, static_cast<size_t>(length));
     static_cast<void>(written);
@@ -384,10 +385,16 @@ int high_descriptor(int fd) {
   return high;
 }
 
-pid_t known_pid() { return g_pid; }
+pid_t known_pid() {
+  return g_pid;
+}
 
-void lock_connections() { ::pthread_mutex_lock(&g_mutex); }
-void unlock_connections() { ::pthread_mutex_unlock(&g_mutex); }
+void lock_connections() {
+  ::pthread_mutex_lock(&g_mutex);
+}
+void unlock_connections() {
+  ::pthread_mutex_unlock(&g_mutex);
+}
 
 void connections_after_fork() {
   for (State* state = g_states; state != nullptr; state = state->next) {

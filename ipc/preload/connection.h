@@ -1,11 +1,12 @@
 // The program's side of the conversation with its daemon: one connection per thread, made at the first call.
 //
-// Rules of this folder: only libc; no malloc on the way of a call; errno changes only when a call fails. A call blocks
-// all signals from the moment it is sent until its answer is there, and takes them only inside ppoll(), so that no
-// handler can come between sending and waiting: a call that may block ends with EINTR whenever a handler ran in it.
-// A handler that calls IPC itself while its thread waits gets a connection of its own for that call. A handler that
-// leaves by siglongjmp abandons its call: the next call notices by its stack, and ends it.
-// Threads: any; each has its own state. fork: fork.cc. Tested in tests/ipc/programs_test.cc.
+// Rules of this folder: only libc; no malloc on the way of a call; errno changes only when a call fails. A
+// call blocks all signals from the moment it is sent until its answer is there, and takes them only inside
+// ppoll(), so that no handler can come between sending and waiting: a call that may block ends with EINTR
+// whenever a handler ran in it. A handler that calls IPC itself while its thread waits gets a connection of
+// its own for that call. A handler that leaves by siglongjmp abandons its call: the next call notices by its
+// stack, and ends it. Threads: any; each has its own state. fork: fork.cc. Tested in
+// tests/ipc/programs_test.cc.
 #pragma once
 
 #include <errno.h>
@@ -69,7 +70,7 @@ int hello_after_fork(pid_t parent, int* uffd);
 void lock_attach();
 void unlock_attach();
 bool has_uffd();
-void keep_uffd(int uffd);  // instead of the one kept so far; -1: none
+void keep_uffd(int uffd);     // instead of the one kept so far; -1: none
 int high_descriptor(int fd);  // moves it out of the way of programs that count on low numbers; closes `fd`
 
 pid_t known_pid();

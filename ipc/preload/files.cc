@@ -1,5 +1,5 @@
-// open, openat, fopen (and their 64-bit and fortified names) for exactly /proc/sysvipc/{shm,sem,msg}, which ipcs, lsipc
-// and ipcrm read; and ftok, which must give one key for one file on every node.
+// open, openat, fopen (and their 64-bit and fortified names) for exactly /proc/sysvipc/{shm,sem,msg}, which
+// ipcs, lsipc and ipcrm read; and ftok, which must give one key for one file on every node.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -21,7 +21,10 @@ int text_number(const char* path) {
     return -1;
   }
   const char* name = path + sizeof kPrefix - 1;
-  return ::strcmp(name, "shm") == 0 ? 0 : ::strcmp(name, "sem") == 0 ? 1 : ::strcmp(name, "msg") == 0 ? 2 : -1;
+  return ::strcmp(name, "shm") == 0   ? 0
+         : ::strcmp(name, "sem") == 0 ? 1
+         : ::strcmp(name, "msg") == 0 ? 2
+                                      : -1;
 }
 
 // A descriptor of the text, or -1 and errno.
@@ -45,7 +48,9 @@ using OpenAt = int (*)(int, const char*, int, ...);
 using Fopen = FILE* (*)(const char*, const char*);
 OpenAt g_openat = nullptr;
 
-__attribute__((constructor)) void find_next() { g_openat = reinterpret_cast<OpenAt>(::dlsym(RTLD_NEXT, "openat")); }
+__attribute__((constructor)) void find_next() {
+  g_openat = reinterpret_cast<OpenAt>(::dlsym(RTLD_NEXT, "openat"));
+}
 
 int open_file(int directory, const char* path, int flags, mode_t mode) {
   const int which = text_number(path);
@@ -63,11 +68,14 @@ FILE* open_stream(const char* path, const char* how, Fopen next) {
   if (which < 0) {
     return next(path, how);
   }
-  const int fd = open_text(which, ::strchr(how, 'r') != nullptr && ::strchr(how, '+') == nullptr ? O_RDONLY : O_RDWR);
+  const int fd =
+      open_text(which, ::strchr(how, 'r') != nullptr && ::strchr(how, '+') == nullptr ? O_RDONLY : O_RDWR);
   return fd < 0 ? nullptr : ::fdopen(fd, "r");
 }
 
-bool takes_mode(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
+bool takes_mode(int flags) {
+  return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+}
 }  // namespace
 }  // namespace kevre::ipc::preload
 
@@ -104,8 +112,12 @@ KEVRE_EXPORT int openat64(int directory, const char* path, int flags, ...) {
   KEVRE_MODE(flags)
   return open_file(directory, path, flags, mode);
 }
-KEVRE_EXPORT int __open_2(const char* path, int flags) { return open_file(AT_FDCWD, path, flags, 0); }
-KEVRE_EXPORT int __open64_2(const char* path, int flags) { return open_file(AT_FDCWD, path, flags, 0); }
+KEVRE_EXPORT int __open_2(const char* path, int flags) {
+  return open_file(AT_FDCWD, path, flags, 0);
+}
+KEVRE_EXPORT int __open64_2(const char* path, int flags) {
+  return open_file(AT_FDCWD, path, flags, 0);
+}
 KEVRE_EXPORT int __openat_2(int directory, const char* path, int flags) {
   return open_file(directory, path, flags, 0);
 }
@@ -127,7 +139,8 @@ KEVRE_EXPORT FILE* fopen64(const char* path, const char* how) {
   return open_stream(path, how, next);
 }
 
-// glibc's layout, with the file system's id (the same on every node that mounts it) in the place of the device number.
+// glibc's layout, with the file system's id (the same on every node that mounts it) in the place of the
+// device number.
 KEVRE_EXPORT key_t ftok(const char* path, int project) noexcept {
   struct stat file;
   struct statfs system;

@@ -1,6 +1,7 @@
-// fork(): the child drops the connections that it inherited. When the parent has shared memory attached, the child says
-// hello at once, so that its attachments are its own, and takes a descriptor of its own userfaultfd, which must stay open
-// as long as it lives: a daemon that dies then leaves its programs waiting, not wrong.
+// fork(): the child drops the connections that it inherited. When the parent has shared memory attached, the
+// child says hello at once, so that its attachments are its own, and takes a descriptor of its own
+// userfaultfd, which must stay open as long as it lives: a daemon that dies then leaves its programs waiting,
+// not wrong.
 #include <pthread.h>
 #include <unistd.h>
 
@@ -46,6 +47,8 @@ void in_child() {
 }
 }  // namespace
 
-void watch_forks() { ::pthread_atfork(before, in_parent, in_child); }
+void watch_forks() {
+  ::pthread_atfork(before, in_parent, in_child);
+}
 
 }  // namespace kevre::ipc::preload

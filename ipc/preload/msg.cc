@@ -130,7 +130,9 @@ int64_t do_msgctl(int id, int cmd, void* buffer) {
 }  // namespace kevre::ipc::preload
 
 using namespace kevre::ipc::preload;
-KEVRE_EXPORT int msgget(key_t key, int flags) noexcept { return static_cast<int>(do_msgget(key, flags)); }
+KEVRE_EXPORT int msgget(key_t key, int flags) noexcept {
+  return static_cast<int>(do_msgget(key, flags));
+}
 KEVRE_EXPORT int msgsnd(int id, const void* message, size_t bytes, int flags) {
   return static_cast<int>(do_msgsnd(id, message, bytes, flags));
 }

@@ -13,8 +13,9 @@
 namespace kevre::ipc::preload {
 namespace {
 constexpr uintptr_t kPage = 4096;
-pthread_mutex_t g_attach = PTHREAD_MUTEX_INITIALIZER;  // one attach at a time: the first one brings the userfaultfd
-int g_uffd = -1;                                       // of this address space; never closed while it lives
+pthread_mutex_t g_attach =
+    PTHREAD_MUTEX_INITIALIZER;  // one attach at a time: the first one brings the userfaultfd
+int g_uffd = -1;                // of this address space; never closed while it lives
 
 struct BlockSignals {
   BlockSignals() {
@@ -116,9 +117,15 @@ int attach(int id, uintptr_t address, int flags, void** at) {
 }
 }  // namespace
 
-void lock_attach() { ::pthread_mutex_lock(&g_attach); }
-void unlock_attach() { ::pthread_mutex_unlock(&g_attach); }
-bool has_uffd() { return g_uffd >= 0; }
+void lock_attach() {
+  ::pthread_mutex_lock(&g_attach);
+}
+void unlock_attach() {
+  ::pthread_mutex_unlock(&g_attach);
+}
+bool has_uffd() {
+  return g_uffd >= 0;
+}
 void keep_uffd(int uffd) {
   if (g_uffd >= 0 && g_uffd != uffd) {
     ::close(g_uffd);
@@ -261,7 +268,9 @@ KEVRE_EXPORT int shmget(key_t key, size_t bytes, int flags) noexcept {
 KEVRE_EXPORT void* shmat(int id, const void* address, int flags) noexcept {
   return reinterpret_cast<void*>(do_shmat(id, address, flags));
 }
-KEVRE_EXPORT int shmdt(const void* address) noexcept { return static_cast<int>(do_shmdt(address)); }
+KEVRE_EXPORT int shmdt(const void* address) noexcept {
+  return static_cast<int>(do_shmdt(address));
+}
 KEVRE_EXPORT int shmctl(int id, int cmd, shmid_ds* buffer) noexcept {
   return static_cast<int>(do_shmctl(id, cmd, buffer));
 }

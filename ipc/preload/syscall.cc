@@ -40,8 +40,12 @@ template <class T>
 T* pointer(long value) {
   return reinterpret_cast<T*>(value);
 }
-int number(long value) { return static_cast<int>(value); }
-size_t size(long value) { return static_cast<size_t>(value); }
+int number(long value) {
+  return static_cast<int>(value);
+}
+size_t size(long value) {
+  return static_cast<size_t>(value);
+}
 }  // namespace
 }  // namespace kevre::ipc::preload
 

@@ -46,7 +46,7 @@ inline std::string contents(int fd) {
 
 // `settings`: NAME=VALUE. Killed after a minute.
 inline Ended run_with(const std::vector<std::string>& words, const std::vector<std::string>& settings,
-                    bool own_namespace = false) {
+                      bool own_namespace = false) {
   UniqueFd out(::memfd_create("out", MFD_CLOEXEC)), err(::memfd_create("err", MFD_CLOEXEC));
   std::vector<char*> arguments;
   for (const std::string& word : words) {
@@ -73,11 +73,16 @@ inline Ended run_with(const std::vector<std::string>& words, const std::vector<s
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get()), contents(err.get())};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get()),
+          contents(err.get())};
 }
 
-inline Ended run_native(const std::vector<std::string>& words) { return run_with(words, {}, true); }
-inline std::string preload_setting() { return std::string("LD_PRELOAD=") + KEVRE_PRELOAD; }
+inline Ended run_native(const std::vector<std::string>& words) {
+  return run_with(words, {}, true);
+}
+inline std::string preload_setting() {
+  return std::string("LD_PRELOAD=") + KEVRE_PRELOAD;
+}
 
 // Nodes with a service each, on one loop on one thread, over a real transport.
 class LocalCluster {
@@ -123,14 +128,16 @@ class LocalCluster {
         return node.error().text;
       }
       seat.node = std::move(*node);
-      auto service = Service::create({options.self, socket(i)}, loop_.get(), seat.transport.get(), seat.node.get());
+      auto service =
+          Service::create({options.self, socket(i)}, loop_.get(), seat.transport.get(), seat.node.get());
       KEVRE_CHECK(service.has_value(), "{}", service.error().text);
       seat.service = std::move(*service);
     }
     for (Seat& from : seats_) {
       for (Seat& to : seats_) {
         if (&from != &to) {
-          KEVRE_CHECK(from.transport->connect(to.transport->self(), to.transport->local_address()).has_value());
+          KEVRE_CHECK(
+              from.transport->connect(to.transport->self(), to.transport->local_address()).has_value());
         }
       }
     }
@@ -168,11 +175,15 @@ class LocalCluster {
     }
   }
 
+  EventLoop& loop() { return *loop_; }
+  dsm::Node& node(size_t node) { return *seats_[node].node; }
   std::string socket(size_t node) const { return folder_ + "/socket" + std::to_string(node); }
   std::vector<std::string> settings(size_t node) const {
     return {preload_setting(), "KEVRE_SOCKET=" + socket(node)};
   }
-  Ended run(const std::vector<std::string>& words, size_t node = 0) const { return run_with(words, settings(node)); }
+  Ended run(const std::vector<std::string>& words, size_t node = 0) const {
+    return run_with(words, settings(node));
+  }
   ServiceStats stats(size_t node) {
     ServiceStats stats;
     on_loop([&] { stats = seats_[node].service->stats(); });

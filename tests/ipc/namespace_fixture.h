@@ -1,5 +1,5 @@
-// A Namespace with helpers that speak like a program: each call returns its answer, or nothing while it waits.
-// Used by the tests of the folder.
+// A Namespace with helpers that speak like a program: each call returns its answer, or nothing while it
+// waits. Used by the tests of the folder.
 #pragma once
 
 #include <cstring>
@@ -58,7 +58,8 @@ class Cluster {
       }
       order.push_back(effect.call.number);
       ++answers[effect.call.number];
-      done[effect.call.number] = {effect.answer.error, effect.answer.value, std::move(effect.data), effect.answer};
+      done[effect.call.number] = {effect.answer.error, effect.answer.value, std::move(effect.data),
+                                  effect.answer};
     }
     effects.clear();
   }

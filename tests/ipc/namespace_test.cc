@@ -308,7 +308,8 @@ TEST_F(NamespaceTest, RemovingWakesSleepersWithEidrm) {
 
 TEST_F(NamespaceTest, MessagesComeByType) {
   const int64_t q = queue();
-  for (const auto& [type, text] : {std::pair<int, const char*>{3, "a"}, {1, "b"}, {2, "c"}, {3, "d"}, {1, "e"}}) {
+  for (const auto& [type, text] :
+       {std::pair<int, const char*>{3, "a"}, {1, "b"}, {2, "c"}, {3, "d"}, {1, "e"}}) {
     ASSERT_EQ(c.send(ann, q, type, text).error, 0);
   }
   EXPECT_EQ(Cluster::text(c.receive(ann, q, 10, 3)), "a");
@@ -407,9 +408,11 @@ TEST_F(NamespaceTest, InfoCountsWhatIsInUse) {
 TEST_F(NamespaceTest, ProcTextHasTheKernelsColumns) {
   c.get(ann, Op::kShmGet, 0x1234, 5000, kCreate | 0640);
   EXPECT_EQ(c.names.proc_text(ObjectKind::kShm),
-            "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime"
+            "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid    "
+            "  atime"
             "      dtime      ctime                   rss                  swap\n"
-            "      4660          0   640                  5000   101     0      0  1000  1000  1000  1000          0"
+            "      4660          0   640                  5000   101     0      0  1000  1000  1000  1000    "
+            "      0"
             "          0       1000                     0                     0\n");
   EXPECT_EQ(c.names.proc_text(ObjectKind::kSem),
             "       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime\n");

@@ -20,13 +20,13 @@
 
 static int failures;
 
-#define CHECK(condition)                                                                              \
-  do {                                                                                                \
-    errno = 0;                                                                                        \
-    if (!(condition)) {                                                                               \
+#define CHECK(condition)                                                                                    \
+  do {                                                                                                      \
+    errno = 0;                                                                                              \
+    if (!(condition)) {                                                                                     \
       fprintf(stderr, "%s:%d: %s (errno %d %s)\n", __FILE__, __LINE__, #condition, errno, strerror(errno)); \
-      ++failures;                                                                                     \
-    }                                                                                                 \
+      ++failures;                                                                                           \
+    }                                                                                                       \
   } while (0)
 // The call fails with exactly this errno.
 #define FAILS(call, error) CHECK((call) == -1 && errno == (error))
@@ -40,15 +40,18 @@ static inline void wait_ms(int ms) {  // between polls of a condition, never ins
   nanosleep(&t, NULL);
 }
 // Waits until the condition holds, at most ten seconds.
-#define UNTIL(condition)                                \
-  do {                                                  \
-    int tries_ = 0;                                     \
-    while (!(condition) && ++tries_ < 5000) wait_ms(2); \
-    CHECK(condition);                                   \
+#define UNTIL(condition)                    \
+  do {                                      \
+    int tries_ = 0;                         \
+    while (!(condition) && ++tries_ < 5000) \
+      wait_ms(2);                           \
+    CHECK(condition);                       \
   } while (0)
 static inline int status_of(pid_t child) {
   int status = -1;
   waitpid(child, &status, 0);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
-static inline int finish(void) { return failures == 0 ? 0 : 1; }
+static inline int finish(void) {
+  return failures == 0 ? 0 : 1;
+}

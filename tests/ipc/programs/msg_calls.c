@@ -66,18 +66,21 @@ static void blocking(void) {
   CHECK(msgsnd(q, &m, 8192, 0) == 0 && msgsnd(q, &m, 8192, 0) == 0);
   FAILS(msgsnd(q, &m, 1, IPC_NOWAIT), EAGAIN);
   pid_t sender = fork();
-  if (sender == 0) _exit(send_text(q, 2, "late", 0) == 0 ? 0 : 1);
+  if (sender == 0)
+    _exit(send_text(q, 2, "late", 0) == 0 ? 0 : 1);
   CHECK(msgrcv(q, &m, 8192, 1, 0) == 8192);
   CHECK(status_of(sender) == 0);
   UNTIL(stat_count(q) == 2);
   CHECK(receives(q, 2, 0, "late"));
   CHECK(msgrcv(q, &m, 8192, 1, 0) == 8192);
   pid_t receiver = fork();
-  if (receiver == 0) _exit(receives(q, 5, 0, "for you") ? 0 : 1);
+  if (receiver == 0)
+    _exit(receives(q, 5, 0, "for you") ? 0 : 1);
   CHECK(send_text(q, 5, "for you", 0) == 0);
   CHECK(status_of(receiver) == 0);
   receiver = fork();
-  if (receiver == 0) _exit(msgrcv(q, &m, 10, 0, 0) == -1 && errno == EIDRM ? 0 : 1);
+  if (receiver == 0)
+    _exit(msgrcv(q, &m, 10, 0, 0) == -1 && errno == EIDRM ? 0 : 1);
   wait_ms(50);
   CHECK(msgctl(q, IPC_RMID, NULL) == 0);
   int status = status_of(receiver);

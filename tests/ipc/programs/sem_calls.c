@@ -1,7 +1,9 @@
 // Semaphores: calls, errors and their order, values, undo, who waits.
 #include "check.h"
 
-static int values(int id, int number) { return semctl(id, number, GETVAL); }
+static int values(int id, int number) {
+  return semctl(id, number, GETVAL);
+}
 
 static void errors(void) {
   int id = semget(IPC_PRIVATE, 2, 0600);
@@ -34,7 +36,8 @@ static void errors(void) {
 static void all_values(void) {
   int id = semget(IPC_PRIVATE, 300, 0600);
   unsigned short in[300], out[300];
-  for (int i = 0; i < 300; ++i) in[i] = (unsigned short)(i * 7);
+  for (int i = 0; i < 300; ++i)
+    in[i] = (unsigned short)(i * 7);
   CHECK(semctl(id, 0, SETALL, in) == 0);
   CHECK(semctl(id, 0, GETALL, out) == 0);
   CHECK(memcmp(in, out, sizeof in) == 0);
@@ -66,7 +69,8 @@ static void atomic_and_hand_off(void) {
   CHECK(status_of(child) == 0);
   CHECK(semctl(id, 1, GETPID) == child);
   child = fork();
-  if (child == 0) _exit(sem_do(id, 0, 0, 0) == 0 ? 0 : 1);
+  if (child == 0)
+    _exit(sem_do(id, 0, 0, 0) == 0 ? 0 : 1);
   UNTIL(semctl(id, 0, GETZCNT) == 1);
   CHECK(sem_do(id, 0, -1, 0) == 0);
   CHECK(status_of(child) == 0);
@@ -80,7 +84,8 @@ static void undo(void) {
   if (child == 0) {
     sem_do(id, 0, -2, SEM_UNDO);
     pid_t grandchild = fork();  // does not inherit it
-    if (grandchild == 0) _exit(values(id, 0) == 3 ? 0 : 1);
+    if (grandchild == 0)
+      _exit(values(id, 0) == 3 ? 0 : 1);
     _exit(status_of(grandchild) == 0 && values(id, 0) == 3 ? 0 : 1);
   }
   CHECK(status_of(child) == 0);
@@ -88,11 +93,13 @@ static void undo(void) {
   child = fork();
   if (child == 0) {
     sem_do(id, 0, -5, SEM_UNDO);
-    for (;;) pause();
+    for (;;)
+      pause();
   }
   UNTIL(values(id, 0) == 0);
   pid_t waiter = fork();
-  if (waiter == 0) _exit(sem_do(id, 0, -5, 0) == 0 ? 0 : 1);
+  if (waiter == 0)
+    _exit(sem_do(id, 0, -5, 0) == 0 ? 0 : 1);
   UNTIL(semctl(id, 0, GETNCNT) == 1);
   kill(child, SIGKILL);
   CHECK(status_of(child) == 128 + SIGKILL);
@@ -143,7 +150,8 @@ static void undo_of_threads(void) {
 static void removed_while_waiting(void) {
   int id = semget(IPC_PRIVATE, 1, 0600);
   pid_t child = fork();
-  if (child == 0) _exit(sem_do(id, 0, -1, 0) == -1 && errno == EIDRM ? 0 : 1);
+  if (child == 0)
+    _exit(sem_do(id, 0, -1, 0) == -1 && errno == EIDRM ? 0 : 1);
   UNTIL(semctl(id, 0, GETNCNT) == 1);
   CHECK(semctl(id, 0, IPC_RMID) == 0);
   CHECK(status_of(child) == 0);
@@ -175,7 +183,8 @@ static void information(void) {
   CHECK(highest >= 0 && info.semusz >= 1 && info.semaem >= 4);
   struct semid_ds ds;
   int found = 0;
-  for (int i = 0; i <= highest; ++i) found |= semctl(i, 0, SEM_STAT, &ds) == id;
+  for (int i = 0; i <= highest; ++i)
+    found |= semctl(i, 0, SEM_STAT, &ds) == id;
   CHECK(found);
   CHECK(semctl(id, 0, IPC_RMID) == 0);
 }

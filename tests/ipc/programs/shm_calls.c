@@ -78,7 +78,8 @@ static void forks(void) {
   child = fork();
   if (child == 0) {
     *word = 9;
-    for (;;) pause();
+    for (;;)
+      pause();
   }
   UNTIL(*word == 9);
   CHECK(attached(id) == 2);

@@ -1,4 +1,5 @@
-// Signals and threads around calls that wait: EINTR always, never restarted, never lost, no connection mixed up.
+// Signals and threads around calls that wait: EINTR always, never restarted, never lost, no connection mixed
+// up.
 #include <setjmp.h>
 
 #include "check.h"
@@ -39,7 +40,10 @@ static void interrupted(void) {
     CHECK(handled == 1);
   }
   int q = msgget(IPC_PRIVATE, 0600);
-  struct { long type; char text[8192]; } m = {1, ""};
+  struct {
+    long type;
+    char text[8192];
+  } m = {1, ""};
   setitimer(ITIMER_REAL, &soon, NULL);
   FAILS(msgrcv(q, &m, 10, 0, 0), EINTR);
   CHECK(msgsnd(q, &m, 8192, 0) == 0 && msgsnd(q, &m, 8192, 0) == 0);
@@ -89,7 +93,8 @@ static void storm(void) {
   if (poster == 0) {
     on_signal(SIGUSR1, SIG_IGN, 0);
     for (int i = 0; i < kRounds; ++i) {
-      if (sem_do(g_id, 0, 1, 0) != 0) _exit(1);
+      if (sem_do(g_id, 0, 1, 0) != 0)
+        _exit(1);
     }
     _exit(0);
   }
@@ -114,7 +119,8 @@ static void storm(void) {
 static void* worker(void* unused) {
   (void)unused;
   for (int i = 0; i < 200; ++i) {
-    if (sem_do(g_id, 2, -1, 0) != 0 || sem_do(g_id, 2, 1, 0) != 0) return (void*)1;
+    if (sem_do(g_id, 2, -1, 0) != 0 || sem_do(g_id, 2, 1, 0) != 0)
+      return (void*)1;
   }
   return NULL;
 }
@@ -122,7 +128,8 @@ static void* worker(void* unused) {
 static void threads(void) {
   pthread_t all[8];
   CHECK(semctl(g_id, 2, SETVAL, 1) == 0);
-  for (int i = 0; i < 8; ++i) pthread_create(&all[i], NULL, worker, NULL);
+  for (int i = 0; i < 8; ++i)
+    pthread_create(&all[i], NULL, worker, NULL);
   for (int i = 0; i < 8; ++i) {
     void* result = NULL;
     pthread_join(all[i], &result);
@@ -132,7 +139,10 @@ static void threads(void) {
 }
 
 static void* receiver(void* q) {
-  struct { long type; char text[10]; } m;
+  struct {
+    long type;
+    char text[10];
+  } m;
   msgrcv(*(int*)q, &m, 10, 0, 0);
   return NULL;
 }
@@ -153,7 +163,8 @@ static void closed_descriptors(void) {
   pid_t child = fork();
   if (child == 0) {
     semctl(g_id, 0, GETVAL);
-    for (int fd = 3; fd < 2000; ++fd) close(fd);
+    for (int fd = 3; fd < 2000; ++fd)
+      close(fd);
     _exit(semctl(g_id, 1, GETVAL) == 41 ? 0 : 1);
   }
   CHECK(status_of(child) == 0);
