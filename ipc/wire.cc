@@ -4,7 +4,6 @@
 
 namespace kevre::ipc {
 namespace {
-constexpr size_t kGroupsMax = 65536;
 constexpr int32_t kSetAllCommand = 17;
 
 // How long the payload may be; what exactly it must hold is checked by who reads it.
@@ -117,7 +116,7 @@ Result<DecodedSeatMessage> decode_seat_message(std::span<const std::byte> header
     return fail(Errc::kCorrupt, "seat message with magic {:#x} version {}", message.magic, message.version);
   }
   const size_t group_bytes = message.groups * sizeof(uint32_t);
-  if (message.groups > kGroupsMax || group_bytes > payload.size()) {
+  if (group_bytes > payload.size()) {
     return fail(Errc::kCorrupt, "seat message with {} groups in {} bytes", message.groups, payload.size());
   }
   decoded.groups.resize(message.groups);

@@ -22,8 +22,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::memcpy(&length, bytes.data(), sizeof length);
     const auto who = static_cast<uint8_t>(bytes[2]);
     bytes = bytes.subspan(3);
-    const auto record = bytes.first(std::min<size_t>(length % 1024, bytes.size()));
-    bytes = bytes.subspan(record.size());
+    const auto cut = bytes.first(std::min<size_t>(length % 1024, bytes.size()));
+    bytes = bytes.subspan(cut.size());
+    std::vector<std::byte> record(cut.begin(), cut.end());
+    if ((who & 8) != 0 && record.size() >= sizeof(Call)) {  // spare the fuzzer the guessing of what is always the same
+      Call call;
+      std::memcpy(&call, record.data(), sizeof call);
+      call.magic = kCallMagic;
+      call.version = kCallVersion;
+      call.payload_bytes = static_cast<uint32_t>(record.size() - sizeof call);
+      std::memcpy(record.data(), &call, sizeof call);
+    }
     const NodeId node(static_cast<uint16_t>(1 + (who & 1)));
     const ProcessId process{node, static_cast<uint64_t>(who >> 1 & 3)};
     if (who >= 0xf8) {
