@@ -12,7 +12,9 @@ constexpr int32_t kUndoMin = -kSemVmx - 1, kUndoMax = kSemVmx;
 
 std::vector<SemOperation> operations_of(std::span<const std::byte> payload) {
   std::vector<SemOperation> operations(payload.size() / sizeof(SemOperation));
-  std::memcpy(operations.data(), payload.data(), operations.size() * sizeof(SemOperation));
+  if (!operations.empty()) {
+    std::memcpy(operations.data(), payload.data(), operations.size() * sizeof(SemOperation));
+  }
   return operations;
 }
 bool no_wait(const SemOperation& operation) {

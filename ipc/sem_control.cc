@@ -95,11 +95,11 @@ void Sem::set_value(const Event& event) {
 }
 
 void Sem::set_all(const Event& event, Object& set) {
-  std::vector<uint16_t> wanted(event.payload.size() / sizeof(uint16_t));
-  std::memcpy(wanted.data(), event.payload.data(), wanted.size() * sizeof(uint16_t));
-  if (wanted.size() != set.values.size()) {
+  if (event.payload.size() != set.values.size() * sizeof(uint16_t)) {
     return answer(event, EINVAL);
   }
+  std::vector<uint16_t> wanted(set.values.size());
+  std::memcpy(wanted.data(), event.payload.data(), event.payload.size());
   if (std::any_of(wanted.begin(), wanted.end(), [](uint16_t value) { return value > kSemVmx; })) {
     return answer(event, ERANGE);
   }
