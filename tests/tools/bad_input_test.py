@@ -15,6 +15,7 @@ import os, socket, sys
 host, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 for i in range(20):
     s = socket.create_connection((host, port), timeout=5)
+    s.settimeout(0.2)
     try:
         s.sendall(os.urandom(1 + 977 * i) if kind == "garbage" else s.recv(7) or b"k")
     except OSError:
@@ -148,7 +149,7 @@ for i in range(50):
             os.chown(key, 65534, 65534)
             done = self.kevred("--key-file", key, "--control-socket", folder + "/c", "--node-socket", folder + "/n",
                                before=("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"))
-            self.one_line(done, "userfaultfd", "chmod")
+            self.one_line(done, "userfaultfd", "remedy")
 
     def test_wrong_usage_is_exit_2_and_changes_nothing(self):
         for arguments in (("cluster", "up"), ("run",), ("cluster", "up", "--local", "zero"), ("no-such-command",), ("cluster", "up", "--local", "0")):
