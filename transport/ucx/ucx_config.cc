@@ -30,10 +30,14 @@ struct Setting {
 // ZCOPY_THRESH: a tcp peer that dies while UCX 1.13 sends without copying aborts *our* process (assertion
 // comp->count > 0 in uct_iface.h: the request is completed twice).
 // UcxProcess.APeerKilledInTheMiddleOfAStream... shows it.
+// MAX_POLL: UCX 1.13 fetches so many socket events at once; handling one may close an endpoint whose event comes later
+// in the same batch (peers that die together, or a peer with two lanes), and then it aborts our process (assertion
+// conn_state != CLOSED in tcp_iface.c). With one event at a time there is no later event.
 constexpr std::array kSettings = {
     Setting{"ZCOPY_THRESH", "UCX_ZCOPY_THRESH", "inf"},
     Setting{"TX_SEG_SIZE", "UCX_TCP_TX_SEG_SIZE", "128k"},
     Setting{"RX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE", "128k"},
+    Setting{"MAX_POLL", "UCX_TCP_MAX_POLL", "1"},
     Setting{"MAX_NUM_EPS", "UCX_TCP_MAX_NUM_EPS", "inf"},
     Setting{"MM_ERROR_HANDLING", "UCX_POSIX_ERROR_HANDLING", "y"},
     Setting{"KEEPALIVE_INTERVAL", "UCX_KEEPALIVE_INTERVAL", "1s"},
