@@ -1,5 +1,6 @@
 // kevre: the command line. Maps arguments onto tools/commands.h; decides nothing. Exit: 0 done, 1 failed, 2 usage.
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <set>
@@ -106,6 +107,20 @@ int take_program(int argc, char** argv, std::vector<std::string>& command) {
   return argc;
 }
 
+// CLI11 calls a mistyped command a missing one.
+std::string unknown_command(const CLI::App& app, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--cluster") {
+      ++i;
+    } else if (word[0] != '-') {
+      const auto named = app.get_subcommands([&](const CLI::App* sub) { return sub->get_name() == word; });
+      return named.empty() ? word : "";
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -123,6 +138,12 @@ int main(int argc, char** argv) {
   add_rest(app, a, action);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RequiredError& error) {
+    if (const std::string word = unknown_command(app, argc, argv); !word.empty()) {
+      std::fprintf(stderr, "kevre: unknown command '%s'; kevre --help lists the commands\n", word.c_str());
+      return 2;
+    }
+    return app.exit(error), 2;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cctype>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -25,7 +24,7 @@ class Table {
       std::string line;
       for (size_t i = 0; i < row.size() && i < width.size(); ++i) {
         const std::string gap(width[i] - row[i].size(), ' ');
-        const bool number = !row[i].empty() && (std::isdigit(static_cast<unsigned char>(row[i][0])) != 0) && i > 0;
+        const bool number = i > 0 && row[i].find_first_not_of("0123456789.") == std::string::npos;
         line += (i > 0 ? "  " : "") + (number ? gap + row[i] : row[i] + gap);
       }
       line.erase(line.find_last_not_of(' ') + 1);
