@@ -51,9 +51,6 @@ void ControlConnection::on_events(uint32_t events) {
   }
   if (!gone_ && (events & EPOLLOUT) != 0) {
     write_some();
-    if (!gone_ && queued_bytes() == 0 && on_drained) {
-      on_drained();
-    }
   }
 }
 
@@ -104,10 +101,14 @@ void ControlConnection::write_some() {
   out_.clear();
   out_sent_ = 0;
   if (watching_write_) {
+    // Also when a later send() found room before the loop did: whoever waits must hear of it in any case.
     watching_write_ = false;
     watch();
+    if (on_drained) {
+      on_drained();
+    }
   }
-  if (closing_) {
+  if (closing_ && out_.empty()) {
     gone();
   }
 }

@@ -27,7 +27,7 @@ class ControlConnection {
   // Set by whoever serves the connection; called from the loop. on_closed is called once, when the peer is gone.
   std::function<void(FrameKind, std::span<const std::byte>)> on_frame;
   std::function<void()> on_closed;
-  std::function<void()> on_drained;  // queued_bytes() fell to 0
+  std::function<void()> on_drained;  // queued_bytes() fell to 0 after it was more; also from inside send()
 
  private:
   void on_events(uint32_t events);

@@ -1,6 +1,9 @@
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <string>
 #include <thread>
 
@@ -119,4 +122,41 @@ TEST(Control, EveryByteStringSurvivesJson) {
   EXPECT_EQ(*bytes_from_json(back), all);
   EXPECT_EQ(bytes_from_json(nlohmann::json("\u20ac")).error().code, Errc::kCorrupt);
   EXPECT_EQ(bytes_from_json(nlohmann::json(5)).error().code, Errc::kCorrupt);
+}
+
+TEST(Control, DrainedIsSaidAlsoWhenALaterSendFoundTheRoom) {
+  auto loop = std::move(*EventLoop::create());
+  const std::string path = socket_path("drained");
+  std::atomic<size_t> read_by_client{0};
+  std::atomic<bool> drained{false};
+  auto server = ControlServer::create(loop.get(), path, [&](ControlConnection& c) {
+    c.on_drained = [&] { drained = true; };
+    c.on_frame = [&](FrameKind, std::span<const std::byte>) {
+      size_t queued = 0;
+      while (c.queued_bytes() == 0) {
+        c.send(FrameKind::kStdout, as_bytes(std::string(100'000, 'q')));
+        queued += 100'000 + kFrameHeaderBytes;
+      }
+      // The loop does not turn until there is room for all of it again.
+      while (read_by_client < queued - c.queued_bytes()) {
+        std::this_thread::yield();
+      }
+      while (c.queued_bytes() > 0) {
+        c.send(FrameKind::kCredit, as_bytes("more"));
+      }
+    };
+  });
+  ASSERT_TRUE(server);
+  std::thread turning([&] { loop->run(); });
+  auto client = ControlClient::connect(path);
+  ASSERT_TRUE(client->send(FrameKind::kSignal, as_bytes("g")));
+  std::array<std::byte, 65536> buffer;
+  const Nanos deadline = now_ns() + 20 * kSecond;
+  while (!drained && now_ns() < deadline) {
+    const ssize_t got = ::recv(client->socket(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    read_by_client += static_cast<size_t>(std::max<ssize_t>(got, 0));
+  }
+  EXPECT_TRUE(drained);
+  loop->stop();
+  turning.join();
 }
