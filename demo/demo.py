@@ -16,7 +16,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 KEVRE = os.path.join(HERE, "..", "build", "release", "bin", "kevre")
 CLUSTER = f"demo-{os.getpid()}"
-ROUNDS = {"perl on n1": 1000, "python on n2": 1000, "C on n3": 20000}
+ROUNDS = {"perl on n1": 1000, "python on n2": 1000, "C on n3": 4000}
 JOBS = 400
 
 READ = "import sysv_ipc, sys; print(sysv_ipc.SharedMemory(sysv_ipc.ftok(sys.argv[1], ord('k'), True)).read(32).hex())"
