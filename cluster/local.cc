@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -18,6 +19,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "cluster/handshake.h"
 #include "cluster/key.h"
 #include "cluster/local_net.h"
 #include "cluster/pid_range.h"
@@ -29,7 +31,48 @@ namespace fs = std::filesystem;
 
 constexpr int kStartTimeoutMs = 30'000;
 constexpr int kEndTimeoutMs = 10'000;
+constexpr int kMakeRetries = 100;
+constexpr int kLockRetryUs = 10'000;
 constexpr int kNamespaces = CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS;
+
+// The name becomes a folder that down() removes with all that is in it: nothing that leads elsewhere may
+// pass.
+Result<void> check_name(const std::string& cluster) {
+  if (!good_name(cluster)) {
+    return fail(Errc::kInvalid,
+                "'{}' is no name for a cluster; use letters, digits, '-', '_' and '.', at most 63, not '.' "
+                "or '-' first",
+                cluster);
+  }
+  return {};
+}
+
+// Whoever builds or takes down a cluster holds its folder locked; the kernel lets go when that process dies.
+// kNotFound: the folder was removed meanwhile. `wait_ms` 0: kBusy when another process has it.
+Result<UniqueFd> lock_directory(const std::string& directory, int wait_ms) {
+  const Nanos deadline = now_ns() + wait_ms * kMillisecond;
+  UniqueFd folder(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) {
+    return fail(Errc::kNotFound, "{} was removed meanwhile", directory);
+  }
+  while (::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) {
+      return fail_errno("lock {}", directory);
+    }
+    if (now_ns() >= deadline) {
+      return fail(Errc::kBusy,
+                  "another 'kevre cluster up' or 'down' works on {}: try again when it has ended", directory);
+    }
+    ::usleep(kLockRetryUs);
+  }
+  struct stat ours {
+  }, there{};
+  if (::fstat(folder.get(), &ours) != 0 || ::stat(directory.c_str(), &there) != 0 ||
+      ours.st_ino != there.st_ino) {
+    return fail(Errc::kNotFound, "{} was removed meanwhile", directory);
+  }
+  return folder;
+}
 
 // "pid starttime": a pid alone may be somebody else's by now.
 uint64_t start_time_of(pid_t pid) {
@@ -114,15 +157,19 @@ Result<Pipe> make_pipe() {
   return Pipe{UniqueFd(fds[0]), UniqueFd(fds[1])};
 }
 
-// One line; an empty one at end of file.
-Result<std::string> read_line(int fd, int timeout_ms) {
+// One line; an empty one at end of file. `stop_fd` readable: the user wants no more of it.
+Result<std::string> read_line(int fd, int timeout_ms, int stop_fd) {
   std::string line;
   const Nanos deadline = now_ns() + timeout_ms * kMillisecond;
   for (;;) {
     const Nanos left = deadline - now_ns();
-    pollfd readable{fd, POLLIN, 0};
-    if (left <= 0 || ::poll(&readable, 1, static_cast<int>(left / kMillisecond) + 1) == 0) {
+    std::array<pollfd, 2> readable{pollfd{fd, POLLIN, 0}, pollfd{stop_fd, POLLIN, 0}};
+    if (left <= 0 ||
+        ::poll(readable.data(), readable.size(), static_cast<int>(left / kMillisecond) + 1) == 0) {
       return fail(Errc::kTimedOut, "no answer within {} s", timeout_ms / 1000);
+    }
+    if (readable[1].revents != 0) {
+      return fail(Errc::kBusy, "interrupted: what had been started is ended");
     }
     char c = 0;
     const ssize_t got = ::read(fd, &c, 1);
@@ -166,27 +213,40 @@ bool may_make_namespaces() {
   return child > 0 && ::waitpid(child, &status, 0) == child && status == 0;
 }
 
+Result<void> remove_cluster(const std::string& cluster);
+
 // Starts and tracks the parts of one cluster; what it started ends when build() fails.
 class Builder {
  public:
-  explicit Builder(const Options& options)
-      : options_(options), directory_(directory_of(options.name)) {}
+  explicit Builder(const Options& options) : options_(options), directory_(directory_of(options.name)) {}
 
   Result<UpResult> build() {
     Result<UpResult> result = try_build();
     if (!result && made_directory_) {
-      (void)down(options_.name);
+      roll_back();
     }
     return result;
   }
 
  private:
+  // From memory, not from the pid files: perhaps the disk had no room for them.
+  void roll_back() {
+    starting_.clear();  // those that wait for the go byte see its end
+    for (const pid_t pid : started_) {
+      (void)end_process(pid, SIGTERM);
+    }
+    (void)remove_cluster(options_.name);
+  }
+
   Result<UpResult> try_build() {
+    KEVRE_TRY(check_name(options_.name));
     KEVRE_TRY(make_directory());
     plain_ = options_.plain;
     if (!plain_ && !may_make_namespaces()) {
       plain_ = true;
-      missing_ = "no right to make namespaces: the nodes are plain processes on 127.0.0.1 and share pids; run as root for full nodes";
+      missing_ =
+          "no right to make namespaces: the nodes are plain processes on 127.0.0.1 and share pids; run as "
+          "root for full nodes";
     }
     KEVRE_TRY(write_key_file(directory_ + "/key", generate_key()));
     if (!plain_) {
@@ -213,14 +273,24 @@ class Builder {
 
   Result<void> make_directory() {
     std::error_code failed;
-    fs::create_directories(fs::path(directory_).parent_path(), failed);
-    if (::mkdir(directory_.c_str(), 0755) != 0) {
+    int made = -1;
+    for (int i = 0; i < kMakeRetries && made != 0;
+         ++i) {  // `down` of another cluster removes the parent when it is empty
+      fs::create_directories(fs::path(directory_).parent_path(), failed);
+      made = ::mkdir(directory_.c_str(), 0755);
+      if (made != 0 && errno != ENOENT) {
+        break;
+      }
+    }
+    if (made != 0) {
       if (errno == EEXIST) {
-        return fail(Errc::kExists, "cluster '{0}' is up already, or left over: 'kevre --cluster {0} cluster down' ends it",
+        return fail(Errc::kExists,
+                    "cluster '{0}' is up already, or left over: 'kevre --cluster {0} cluster down' ends it",
                     options_.name);
       }
       return fail_errno("create {}", directory_);
     }
+    KEVRE_ASSIGN(lock_, lock_directory(directory_, 0));
     made_directory_ = true;
     return {};
   }
@@ -230,6 +300,9 @@ class Builder {
     const pid_t child = ::fork();
     if (child < 0) {
       return fail_errno("fork");
+    }
+    if (child > 0) {
+      started_.push_back(child);
     }
     if (child == 0) {
       detach_from_terminal();
@@ -242,7 +315,7 @@ class Builder {
     holder_ = child;
     failed.write.reset();
     KEVRE_TRY(write_pid_file(directory_ + "/hold.pid", holder_));
-    KEVRE_ASSIGN(const std::string text, read_line(failed.read.get(), kStartTimeoutMs));
+    KEVRE_ASSIGN(const std::string text, read_line(failed.read.get(), kStartTimeoutMs, options_.stop_fd));
     if (!text.empty()) {
       return fail(Errc::kDenied, "network namespace for the bridge: {}", text);
     }
@@ -256,23 +329,29 @@ class Builder {
   };
 
   std::vector<std::string> init_command(const Starting& s, int ready, int go) const {
-    // The first node is known only when it listens; the others are started behind it, with its address in the go byte's
-    // place: see start_daemon.
+    // The first node is known only when it listens; the others are started behind it, with its address in the
+    // go byte's place: see start_daemon.
     const PidRange pids = PidRange::divide(s.index, static_cast<uint32_t>(options_.nodes));
     const std::string listen = plain_ ? fmt::format("127.0.0.1:{}", 0) : node_address(s.index) + ":7711";
-    std::vector<std::string> words{options_.kevred, "--init", "--name", s.node.name, "--init-index", std::to_string(s.index),
-                                   "--init-nodes", std::to_string(options_.nodes), "--ready-fd", std::to_string(ready),
-                                   "--go-fd", std::to_string(go), "--log", s.node.directory + "/log"};
+    std::vector<std::string> words{options_.kevred, "--init",
+                                   "--name",        s.node.name,
+                                   "--init-index",  std::to_string(s.index),
+                                   "--init-nodes",  std::to_string(options_.nodes),
+                                   "--ready-fd",    std::to_string(ready),
+                                   "--go-fd",       std::to_string(go),
+                                   "--log",         s.node.directory + "/log"};
     if (plain_) {
       words.push_back("--init-plain");
     } else {
-      words.insert(words.end(), {"--pid-first", std::to_string(pids.first()), "--pid-last", std::to_string(pids.last())});
+      words.insert(words.end(),
+                   {"--pid-first", std::to_string(pids.first()), "--pid-last", std::to_string(pids.last())});
     }
     if (s.index > 1) {
       words.insert(words.end(), {"--join", first_address_});
     }
-    words.insert(words.end(), {"--listen", listen, "--key-file", directory_ + "/key", "--control-socket", s.node.control_socket,
-                               "--node-socket", s.node.node_socket, "--cluster-directory", directory_});
+    words.insert(words.end(), {"--listen", listen, "--key-file", directory_ + "/key", "--control-socket",
+                               s.node.control_socket, "--node-socket", s.node.node_socket,
+                               "--cluster-directory", directory_});
     words.insert(words.end(), options_.daemon_arguments.begin(), options_.daemon_arguments.end());
     return words;
   }
@@ -323,14 +402,16 @@ class Builder {
     }
     ready.write.reset();
     number.write.reset();
-    KEVRE_ASSIGN(const std::string text, read_line(number.read.get(), kStartTimeoutMs));
+    KEVRE_ASSIGN(const std::string text, read_line(number.read.get(), kStartTimeoutMs, options_.stop_fd));
     ::waitpid(child, nullptr, 0);
     s.node.init_pid = text.empty() ? -1 : std::atoi(text.c_str());
     if (s.node.init_pid <= 0) {
-      return fail(Errc::kDenied, "cannot start the first process of {}: is the limit of processes reached?", s.node.name);
+      return fail(Errc::kDenied, "cannot start the first process of {}: is the limit of processes reached?",
+                  s.node.name);
     }
+    started_.push_back(s.node.init_pid);
     KEVRE_TRY(write_pid_file(s.node.directory + "/init.pid", s.node.init_pid));
-    const Result<std::string> made = read_line(ready.read.get(), kStartTimeoutMs);
+    const Result<std::string> made = read_line(ready.read.get(), kStartTimeoutMs, options_.stop_fd);
     KEVRE_TRY(made);
     if (*made != "made") {
       return fail(Errc::kSystem, "{}", made->empty() ? s.node.name + ": its first process ended" : *made);
@@ -347,11 +428,12 @@ class Builder {
     if (::write(s.go.get(), "g", 1) != 1) {
       return fail_errno("{}: its first process is gone", s.node.name);
     }
-    const auto line = read_line(s.ready.get(), kStartTimeoutMs);
+    const auto line = read_line(s.ready.get(), kStartTimeoutMs, options_.stop_fd);
     if (!line || line->compare(0, 6, "ready ") != 0) {
       const std::string said = line && !line->empty() ? *line : last_line(s.node.directory + "/log");
-      return fail(Errc::kSystem, "{} did not start: {}", s.node.name,
-                  !said.empty() ? said : (line ? std::string("the daemon ended without a word") : line.error().text));
+      return fail(
+          Errc::kSystem, "{} did not start: {}", s.node.name,
+          !said.empty() ? said : (line ? std::string("the daemon ended without a word") : line.error().text));
     }
     if (s.index == 1) {
       first_address_ = line->substr(6);
@@ -377,6 +459,8 @@ class Builder {
   bool plain_ = false;
   std::string missing_;
   pid_t holder_ = -1;
+  UniqueFd lock_;
+  std::vector<pid_t> started_;
   std::string first_address_;
   std::vector<Starting> starting_;
 };
@@ -394,12 +478,16 @@ std::string directory_of(const std::string& cluster) {
   return fmt::format("/tmp/kevre-{}/{}", ::geteuid(), cluster);
 }
 
-Result<UpResult> up(const Options& options) { return Builder(options).build(); }
+Result<UpResult> up(const Options& options) {
+  return Builder(options).build();
+}
 
 Result<std::vector<Node>> describe(const std::string& cluster) {
+  KEVRE_TRY(check_name(cluster));
   const std::string directory = directory_of(cluster);
   if (!fs::exists(directory)) {
-    return fail(Errc::kNotFound, "no cluster '{}' on this machine: start one with 'kevre cluster up --local 3'", cluster);
+    return fail(Errc::kNotFound,
+                "no cluster '{}' on this machine: start one with 'kevre cluster up --local 3'", cluster);
   }
   std::vector<Node> nodes;
   for (uint32_t k = 1; fs::exists(fmt::format("{}/n{}", directory, k)); ++k) {
@@ -414,7 +502,10 @@ Result<std::vector<Node>> describe(const std::string& cluster) {
   return nodes;
 }
 
-Result<void> down(const std::string& cluster) {
+namespace {
+
+// The caller holds the folder locked.
+Result<void> remove_cluster(const std::string& cluster) {
   KEVRE_ASSIGN(const std::vector<Node> nodes, describe(cluster));
   const std::string directory = directory_of(cluster);
   // The first that could not be ended is reported, after everything else was tried.
@@ -438,6 +529,14 @@ Result<void> down(const std::string& cluster) {
     fs::remove(fs::path(directory).parent_path(), failed);  // only when it is empty
   }
   return result;
+}
+
+}  // namespace
+
+Result<void> down(const std::string& cluster) {
+  KEVRE_TRY(describe(cluster));
+  KEVRE_ASSIGN(const UniqueFd lock, lock_directory(directory_of(cluster), kStartTimeoutMs));
+  return remove_cluster(cluster);
 }
 
 }  // namespace kevre::cluster::local

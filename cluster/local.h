@@ -28,6 +28,7 @@ struct Options {
   std::string kevred;                          // path of the daemon
   std::vector<std::string> daemon_arguments;   // added to each daemon's command line
   std::function<void(const std::string&)> progress;  // one short line each; may be empty
+  int stop_fd = -1;  // readable: give up and leave nothing behind
 };
 
 struct Node {
@@ -40,6 +41,8 @@ struct Node {
 
 std::string directory_of(const std::string& cluster);
 
+// A name is letters, digits, '-', '_' and '.', at most 63, else kInvalid everywhere. `down` waits for an `up` or `down` of the
+// same name to end.
 // kExists when a cluster of this name is up (or left over: `down` removes it). Any other failure has been rolled back.
 // `missing`: what the machine lacked for full nodes (then they are plain processes); empty otherwise.
 struct UpResult {

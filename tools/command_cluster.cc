@@ -1,10 +1,13 @@
 // `kevre cluster up|down|status` and `kevre nodes`.
+#include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/fd.h"
 #include "cluster/local.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
@@ -56,6 +59,15 @@ int cluster_up(const Target& target, const UpOptions& options) {
   if (terminal) {
     up.progress = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   }
+  // Ctrl-C in the middle leaves nothing behind. Every process that up() starts unblocks its signals.
+  sigset_t stop;
+  sigemptyset(&stop);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    sigaddset(&stop, number);
+  }
+  ::sigprocmask(SIG_BLOCK, &stop, nullptr);
+  const UniqueFd stop_fd(::signalfd(-1, &stop, SFD_CLOEXEC));
+  up.stop_fd = stop_fd.get();
   const auto result = cluster::local::up(up);
   if (!result) {
     return complain(result.error());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "cluster/handshake.h"
 #include "tools/commands.h"
 
 namespace {
@@ -138,6 +139,10 @@ int main(int argc, char** argv) {
   add_rest(app, a, action);
   try {
     app.parse(argc, argv);
+    if (!kevre::cluster::good_name(a.target.cluster)) {  // also one from the environment
+      throw CLI::ValidationError(
+          "--cluster", "'" + a.target.cluster + "' is no name for a cluster; use letters, digits, '-', '_' and '.', at most 63");
+    }
   } catch (const CLI::RequiredError& error) {
     if (const std::string word = unknown_command(app, argc, argv); !word.empty()) {
       std::fprintf(stderr, "kevre: unknown command '%s'; kevre --help lists the commands\n", word.c_str());
