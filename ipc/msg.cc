@@ -12,7 +12,8 @@ constexpr int32_t kNoError = 010000, kExcept = 020000, kCopy = 040000;
 constexpr int32_t kStatIndex = 11, kInfo = 12, kStatAny = 13;
 }  // namespace
 
-Msg::Msg(uint32_t generation) : table_(kMsgMni, generation > 1 ? generation - 1 : 0) {}
+Msg::Msg(uint32_t generation, Limits& limits)
+    : limits_(limits), table_(generation > 1 ? generation - 1 : 0) {}
 
 void Msg::get(const Event& event) {
   ipc::get(
@@ -20,8 +21,9 @@ void Msg::get(const Event& event) {
       [&] {
         auto queue = std::make_unique<Object>();
         queue->change_time = event.now;
+        queue->bytes_max = limits_.msg_mnb;
         return table_.add(std::move(queue), event.call.key, static_cast<uint32_t>(event.call.flags),
-                          event.caller.credentials);
+                          event.caller.credentials, limits_.msg_mni, limits_.msg_next_id);
       });
 }
 
@@ -137,8 +139,8 @@ void Msg::wake_senders(Object& queue, int64_t now, std::vector<Effect>& effects)
 void Msg::send(const Event& event) {
   const Call& call = event.call;
   Message message;
-  if (event.payload.size() < sizeof message.type || event.payload.size() - sizeof message.type > kMsgMax ||
-      call.id < 0) {
+  if (event.payload.size() < sizeof message.type ||
+      event.payload.size() - sizeof message.type > limits_.msg_max || call.id < 0) {
     return answer(event, EINVAL);
   }
   std::memcpy(&message.type, event.payload.data(), sizeof message.type);
@@ -233,7 +235,7 @@ void Msg::change(const Event& event) {
   if (const int error = set_permissions(event, queue.permissions, &arguments); error != 0) {
     return answer(event, error);
   }
-  if (arguments.queue_bytes > kMsgMnb && event.caller.credentials.uid != 0) {
+  if (arguments.queue_bytes > limits_.msg_mnb && event.caller.credentials.uid != 0) {
     return answer(event, EPERM);
   }
   apply(arguments, queue.permissions);
@@ -294,7 +296,8 @@ void Msg::control(const Event& event) {
   switch (event.call.cmd) {
     case kIpcInfo:
     case kInfo:
-      return answer(event, 0, table_.highest_index(), bytes_of(Usage{table_.size(), messages_, bytes_}));
+      return answer(event, 0, table_.highest_index(),
+                    bytes_of(Usage{limits_, table_.size(), messages_, bytes_}));
     case kIpcStat:
     case kStatIndex:
     case kStatAny:

@@ -15,7 +15,7 @@ namespace kevre::ipc {
 
 class Msg {
  public:
-  explicit Msg(uint32_t generation);
+  Msg(uint32_t generation, Limits& limits);
   void get(const Event& event);
   void send(const Event& event);
   void receive(const Event& event);
@@ -71,6 +71,7 @@ class Msg {
   void drop_waiting(Object& queue, const std::function<bool(const Caller&)>& which);
   static std::vector<std::byte> cut(std::vector<std::byte> data, uint64_t bytes_max);
 
+  Limits& limits_;
   Table<Object> table_;
   std::map<CallId, int32_t> waits_;
   uint64_t messages_ = 0, bytes_ = 0;

@@ -1,5 +1,6 @@
 #include "ipc/namespace.h"
 
+#include "ipc/limits.h"
 #include "ipc/msg.h"
 #include "ipc/sem.h"
 #include "ipc/shm.h"
@@ -7,7 +8,9 @@
 namespace kevre::ipc {
 
 struct Namespace::Parts {
-  explicit Parts(uint32_t generation) : shm(generation), sem(generation), msg(generation) {}
+  explicit Parts(uint32_t generation)
+      : shm(generation, limits), sem(generation, limits), msg(generation, limits) {}
+  Limits limits;
   Shm shm;
   Sem sem;
   Msg msg;
@@ -15,6 +18,22 @@ struct Namespace::Parts {
 
 Namespace::Namespace(uint32_t generation) : parts_(std::make_unique<Parts>(generation)) {}
 Namespace::~Namespace() = default;
+
+namespace {
+// What was written to a file of /proc/sys/kernel.
+void set_limit(const Event& event, Limits& limits) {
+  if (event.caller.credentials.uid != 0) {
+    return answer(event, EACCES);
+  }
+  const std::string_view text(reinterpret_cast<const char*>(event.payload.data()), event.payload.size());
+  answer(event, set_setting(limits, static_cast<Setting>(event.call.index), text));
+}
+
+void answer_text(const Event& event, const std::string& text) {
+  const auto* first = reinterpret_cast<const std::byte*>(text.data());
+  answer(event, 0, 0, {first, first + text.size()});
+}
+}  // namespace
 
 void Namespace::on_call(const Caller& caller, const Call& call, std::span<const std::byte> payload,
                         int64_t now, std::vector<Effect>& effects) {
@@ -42,11 +61,12 @@ void Namespace::on_call(const Caller& caller, const Call& call, std::span<const 
       return parts_->msg.receive(event);
     case Op::kMsgCtl:
       return parts_->msg.control(event);
-    case Op::kProcText: {
-      const std::string text = proc_text(static_cast<ObjectKind>(call.index));
-      const auto* first = reinterpret_cast<const std::byte*>(text.data());
-      return answer(event, 0, 0, {first, first + text.size()});
-    }
+    case Op::kProcText:
+      return answer_text(event, proc_text(static_cast<ObjectKind>(call.index)));
+    case Op::kSettingText:
+      return answer_text(event, setting_text(parts_->limits, static_cast<Setting>(call.index)));
+    case Op::kSettingSet:
+      return set_limit(event, parts_->limits);
     case Op::kShmDetach:
       parts_->shm.detached(caller.process.node, call, now, effects);
       return;  // not answered
@@ -55,6 +75,7 @@ void Namespace::on_call(const Caller& caller, const Call& call, std::span<const 
       return;
     case Op::kHello:
     case Op::kCancel:
+    case Op::kSettingWriter:
     case Op::kAttached:
     case Op::kAttachFailed:
     case Op::kDetachStart:
@@ -66,6 +87,10 @@ void Namespace::on_call(const Caller& caller, const Call& call, std::span<const 
 
 void Namespace::on_view(uint32_t view) {
   parts_->shm.on_view(view);
+}
+
+void Namespace::on_memory(uint64_t bytes) {
+  parts_->shm.on_memory(bytes);
 }
 
 void Namespace::on_cancel(CallId call, int error, std::vector<Effect>& effects) {

@@ -77,6 +77,8 @@ class Namespace {
 
   // A later view: new segments are numbered as born in it.
   void on_view(uint32_t view);
+  // How much memory the cluster has, swap included: a larger segment is refused unless it has SHM_NORESERVE.
+  void on_memory(uint64_t bytes);
 
   // Each appends to `effects`. `now`: seconds since 1970.
   // `call` was decoded by decode_call() and is otherwise untrusted.

@@ -205,7 +205,9 @@ int Programs::attached(uint64_t number, SegmentId segment, uint64_t address, uin
     }
     const auto mm = node_->adopt(std::move(uffd));
     if (!mm) {
-      KEVRE_LOG_WARN("ipc: userfaultfd of process {} refused: {}", program.pid, mm.error().text);
+      if (log_limit_.allow()) {
+        KEVRE_LOG_WARN("ipc: userfaultfd of process {} refused: {}", program.pid, mm.error().text);
+      }
       return ENOMEM;
     }
     program.space = *mm;
@@ -216,7 +218,9 @@ int Programs::attached(uint64_t number, SegmentId segment, uint64_t address, uin
   }
   const auto done = node_->attach(*program.space, segment, address, bytes);
   if (!done) {
-    KEVRE_LOG_WARN("ipc: attach of process {}: {}", program.pid, done.error().text);
+    if (log_limit_.allow()) {
+      KEVRE_LOG_WARN("ipc: attach of process {}: {}", program.pid, done.error().text);
+    }
     return ENOMEM;
   }
   spaces_.at(*program.space).attachments[address] = Attachment{segment, bytes, false};

@@ -14,6 +14,7 @@
 
 #include "base/event_loop.h"
 #include "dsm/node.h"
+#include "ipc/log_limit.h"
 #include "ipc/seat_link.h"
 
 namespace kevre::ipc {
@@ -73,6 +74,7 @@ class Programs {
   dsm::Node* node_;
   SeatLink* seat_;
   OnDied on_died_;
+  LogLimit log_limit_;
   uint64_t last_number_ = 0;
   std::map<uint64_t, Program> programs_;
   std::map<pid_t, uint64_t> of_pid_;

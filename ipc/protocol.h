@@ -5,8 +5,8 @@
 // payload.
 //   A program has at most one call open per connection, and may send kCancel for it; every other call is
 //   answered once.
-// Attach:   kShmAt -> answer with the memfd, and /dev/userfaultfd the first time of an address space; the
-// program maps,
+// Attach:   kShmAt -> answer with the memfd, and (value 1) /dev/userfaultfd the first time of an address
+// space; the program maps,
 //           then kAttached (with its userfaultfd the first time) -> answer; or kAttachFailed -> answer.
 // Detach:   kDetachStart (exact address) -> answer with the size; the program unmaps; kDetachDone -> answer.
 // Threads: none (values). Tested in tests/ipc/wire_test.cc.
@@ -20,7 +20,11 @@ inline constexpr uint32_t kCallMagic = 0x6b76696bu;
 inline constexpr uint8_t kCallVersion = 1;
 inline constexpr uint32_t kPayloadBytesLimit = 32000u * 2;  // SETALL of the largest set is the longest
 
-// Linux's limits.
+// The longest message that a record carries: how far msgmax can be raised.
+inline constexpr uint32_t kMsgBytesMost = kPayloadBytesLimit - 8;
+inline constexpr uint32_t kSettingBytesMax = 256;
+
+// Linux's limits, as long as nobody sets others.
 inline constexpr uint32_t kShmMni = 4096;
 inline constexpr uint64_t kShmMax = ~uint64_t{0} - (uint64_t{1} << 24);
 inline constexpr uint64_t kShmAll = kShmMax;
@@ -50,6 +54,9 @@ enum class Op : uint16_t {
   kMsgReceive,     // id, size, value: type, flags; answer payload: int64_t type, then the text
   kMsgCtl,         // id, cmd; IPC_SET: payload SetArguments
   kProcText = 40,  // index: 0 shm, 1 sem, 2 msg; to the program: a memfd
+  kSettingText,    // index: Setting; to the program: a memfd
+  kSettingSet,     // index: Setting; payload: the text that was written to it
+  kSettingWriter,  // index: Setting; a stream socket: what comes out of it is set
 
   kAttached = 50,  // value: address
   kAttachFailed,   // (no arguments: a connection has at most one attach open)
@@ -120,8 +127,37 @@ struct Stat {
 };
 static_assert(sizeof(Stat) == 88);
 
-// IPC_INFO and *_INFO: what is in use. Limits are the constants above.
+// The files of /proc/sys/kernel, in the order of kSettingNames.
+enum class Setting : int32_t {
+  kShmmax = 0,
+  kShmall,
+  kShmmni,
+  kShmRmidForced,
+  kShmNextId,
+  kSem,
+  kSemNextId,
+  kMsgmax,
+  kMsgmnb,
+  kMsgmni,
+  kMsgNextId,
+};
+inline constexpr int32_t kSettings = 11;
+inline constexpr const char* kSettingNames[kSettings] = {
+    "shmmax",      "shmall", "shmmni", "shm_rmid_forced", "shm_next_id", "sem",
+    "sem_next_id", "msgmax", "msgmnb", "msgmni",          "msg_next_id"};
+
+struct Limits {
+  uint64_t shm_max = kShmMax, shm_all = kShmAll;
+  uint32_t shm_mni = kShmMni, shm_rmid_forced = 0;
+  uint32_t sem_msl = kSemMsl, sem_mns = kSemMns, sem_opm = kSemOpm, sem_mni = kSemMni;
+  uint32_t msg_max = kMsgMax, msg_mnb = kMsgMnb, msg_mni = kMsgMni;
+  int32_t shm_next_id = -1, sem_next_id = -1, msg_next_id = -1;  // of the next object; -1: any
+};
+static_assert(sizeof(Limits) == 64);
+
+// IPC_INFO and *_INFO: the limits, and what is in use.
 struct Usage {
+  Limits limits;
   uint64_t objects = 0;
   uint64_t amount = 0;  // shm: pages; sem: semaphores; msg: messages
   uint64_t bytes = 0;   // msg

@@ -1,5 +1,7 @@
 #include "ipc/seat_link.h"
 
+#include <sys/sysinfo.h>
+
 #include <cstring>
 #include <ctime>
 
@@ -12,6 +14,12 @@ constexpr size_t kHeldMax = 65536;
 
 int64_t wall_seconds() {
   return static_cast<int64_t>(::time(nullptr));
+}
+
+// RAM and swap of this machine; 0: not known.
+uint64_t memory_here() {
+  struct sysinfo info;
+  return ::sysinfo(&info) == 0 ? (uint64_t{info.totalram} + info.totalswap) * info.mem_unit : 0;
 }
 
 SeatMessage from_who(SeatMessage::Kind kind, const SeatLink::Who& who) {
@@ -257,6 +265,7 @@ void SeatLink::on_view(const cluster::View& view) {
   }
   if (has_seat()) {
     names_->on_view(view.id.value);
+    names_->on_memory(memory_here() * view.members.size());  // machines of a cluster are alike, mostly
     std::vector<Effect> effects;
     for (const auto* gone : {&view.lost, &view.left}) {
       for (const NodeId node : *gone) {

@@ -25,27 +25,28 @@ bool undone(const SemOperation& operation) {
 }
 }  // namespace
 
-Sem::Sem(uint32_t generation) : table_(kSemMni, generation > 1 ? generation - 1 : 0) {}
+Sem::Sem(uint32_t generation, Limits& limits)
+    : limits_(limits), table_(generation > 1 ? generation - 1 : 0) {}
 
 int32_t Sem::create(const Event& event) {
   const uint64_t count = event.call.size;
   if (count == 0) {
     return -EINVAL;
   }
-  if (semaphores_ + count > kSemMns) {
+  if (semaphores_ + count > limits_.sem_mns) {
     return -ENOSPC;
   }
   auto object = std::make_unique<Object>();
   object->values.resize(count);
   object->change_time = event.now;
   const int32_t id = table_.add(std::move(object), event.call.key, static_cast<uint32_t>(event.call.flags),
-                                event.caller.credentials);
+                                event.caller.credentials, limits_.sem_mni, limits_.sem_next_id);
   semaphores_ += id >= 0 ? count : 0;
   return id;
 }
 
 void Sem::get(const Event& event) {
-  if (event.call.size > kSemMsl) {
+  if (event.call.size > limits_.sem_msl) {
     return answer(event, EINVAL);
   }
   ipc::get(
@@ -107,7 +108,7 @@ void Sem::operate(const Event& event) {
   if (call.size < 1 || call.id < 0) {
     return answer(event, EINVAL);
   }
-  if (call.size > kSemOpm) {
+  if (call.size > limits_.sem_opm) {
     return answer(event, E2BIG);
   }
   const std::vector<SemOperation> operations = operations_of(event.payload);

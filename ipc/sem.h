@@ -15,7 +15,7 @@ namespace kevre::ipc {
 
 class Sem {
  public:
-  explicit Sem(uint32_t generation);
+  Sem(uint32_t generation, Limits& limits);
   void get(const Event& event);
   void operate(const Event& event);
   void control(const Event& event);
@@ -66,6 +66,7 @@ class Sem {
   void apply_undo(Object& set, const Undo& undo, int64_t now, std::vector<Effect>& effects);
   bool drop_waiters(Object& set, const std::function<bool(const Waiter&)>& which);
 
+  Limits& limits_;
   Table<Object> table_;
   std::map<CallId, int32_t> waits_;                         // the set that a call waits at
   std::map<ProcessId, std::map<int32_t, bool>> undo_sets_;  // sets that have something to undo for a process

@@ -172,7 +172,8 @@ void Sem::control(const Event& event) {
   switch (event.call.cmd) {
     case kIpcInfo:
     case kInfo:
-      return answer(event, 0, table_.highest_index(), bytes_of(Usage{table_.size(), semaphores_, 0}));
+      return answer(event, 0, table_.highest_index(),
+                    bytes_of(Usage{limits_, table_.size(), semaphores_, 0}));
     case kIpcStat:
     case kStatIndex:
     case kStatAny:

@@ -16,6 +16,7 @@
 #include "ipc/programs.h"
 #include "ipc/seat_link.h"
 #include "ipc/session.h"
+#include "ipc/setting_writers.h"
 
 namespace kevre::ipc {
 namespace {
@@ -81,7 +82,8 @@ struct Service::Parts {
         loop(the_loop),
         node(dsm),
         seat(what.self, transport, [this](SegmentId segment) { node->destroy(segment); }),
-        programs(the_loop, dsm, &seat, [this](uint64_t program) { close_sessions(program); }) {
+        programs(the_loop, dsm, &seat, [this](uint64_t program) { close_sessions(program); }),
+        setting_writers(the_loop, &seat) {
     events.on_call = [this](Session& session, const DecodedCall& call, std::vector<UniqueFd> fds) {
       on_call(session, call, std::move(fds));
     };
@@ -121,6 +123,7 @@ struct Service::Parts {
   bool closing = false;
   UniqueFd listener;
   Programs programs;
+  SettingWriters setting_writers;
 };
 
 void Service::Parts::on_accept() {
@@ -136,7 +139,9 @@ void Service::Parts::on_accept() {
     if (errno != EAGAIN) {
       // Out of descriptors: the programs that wait to be accepted are asked again later, the others are
       // served on.
-      KEVRE_LOG_WARN("ipc: accept: {} (raise the limit of open files)", std::strerror(errno));
+      if (const int error = errno; events.log_limit.allow()) {
+        KEVRE_LOG_WARN("ipc: accept: {} (raise the limit of open files)", std::strerror(error));
+      }
       loop->modify(listener.get(), 0);
       loop->after(kAcceptPauseNs, [this] { loop->modify(listener.get(), EPOLLIN); });
     }
@@ -158,7 +163,9 @@ void Service::Parts::open(UniqueFd socket) {
   auto session = std::make_unique<Session>(loop, std::move(socket), *program, peer->credentials, &events);
   session->id = ++last_session;
   if (const auto started = session->start(); !started) {
-    KEVRE_LOG_WARN("ipc: a program is refused: {}", started.error().text);
+    if (events.log_limit.allow()) {
+      KEVRE_LOG_WARN("ipc: a program is refused: {}", started.error().text);
+    }
     return;
   }
   programs.session_opened(*program);
@@ -239,13 +246,16 @@ void Service::Parts::on_call(Session& session, const DecodedCall& decoded, std::
     return;
   }
   if (session.call.program_number != 0 || call.number == 0) {
-    KEVRE_LOG_WARN("ipc: process {} is dropped: a second call on one connection",
-                   programs.pid_of(session.program()));
+    if (events.log_limit.allow()) {
+      KEVRE_LOG_WARN("ipc: process {} is dropped: a second call on one connection",
+                     programs.pid_of(session.program()));
+    }
     return close(session.id);
   }
   if (!refresh_credentials(session, call)) {
     return session.answer_error(call.number, EACCES);
   }
+  setting_writers.drain();  // what a program wrote before it called
   switch (call.op) {
     case Op::kHello:
       return hello(session, call);
@@ -266,6 +276,14 @@ void Service::Parts::on_call(Session& session, const DecodedCall& decoded, std::
         programs.detach_done(session.program(), std::exchange(session.detach, 0));
       }
       return session.answer_error(call.number, 0);
+    case Op::kSettingWriter: {
+      const bool given = !fds.empty();
+      const int error = session.credentials.uid != 0 ? EACCES : given ? 0 : EINVAL;
+      if (error == 0) {
+        setting_writers.add(static_cast<Setting>(call.index), std::move(fds.front()));
+      }
+      return session.answer_error(call.number, error);
+    }
     case Op::kCancel:
     case Op::kShmDetach:
     case Op::kShmFork:
@@ -282,6 +300,8 @@ void Service::Parts::on_call(Session& session, const DecodedCall& decoded, std::
     case Op::kMsgReceive:
     case Op::kMsgCtl:
     case Op::kProcText:
+    case Op::kSettingText:
+    case Op::kSettingSet:
       return forward(session, decoded);
   }
 }
@@ -315,7 +335,7 @@ void Service::Parts::answered(uint64_t id, const Call& call, const Answer& answe
   if (call.op == Op::kShmAt) {
     return attach_granted(session, call, answer);
   }
-  if (call.op == Op::kProcText) {
+  if (call.op == Op::kProcText || call.op == Op::kSettingText) {
     const auto fd = text_fd(data);
     if (!fd) {
       return session.answer_error(call.number, ENOMEM);
@@ -330,13 +350,17 @@ void Service::Parts::attach_granted(Session& session, const Call& call, const An
   session.attach = {SegmentId(answer.segment), answer.size};
   const auto memory = node->segment_fd(session.attach.segment, answer.size);
   if (!memory) {
-    KEVRE_LOG_WARN("ipc: shmat of {} bytes: {}", answer.size, memory.error().text);
+    if (events.log_limit.allow()) {
+      KEVRE_LOG_WARN("ipc: shmat of {} bytes: {}", answer.size, memory.error().text);
+    }
     give_up_attach(session);
     return session.answer_error(call.number, ENOMEM);
   }
   const bool first = !programs.has_space(session.program());
   const int fds[] = {*memory, node->userfaultfd_device()};
-  session.answer(call.number, answer, {}, std::span(fds).first(first ? 2 : 1));
+  Answer granted = answer;
+  granted.value = first ? 1 : 0;
+  session.answer(call.number, granted, {}, std::span(fds).first(first ? 2 : 1));
 }
 
 void Service::Parts::attached(Session& session, const Call& call, std::vector<UniqueFd> fds) {

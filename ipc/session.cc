@@ -64,7 +64,9 @@ void Session::read() {
     }
     const auto decoded = decode_call(std::span<const std::byte>(buffer).first(received->bytes));
     if (!decoded) {
-      KEVRE_LOG_WARN("ipc: a program is dropped: {}", decoded.error().text);
+      if (events_->log_limit.allow()) {
+        KEVRE_LOG_WARN("ipc: a program is dropped: {}", decoded.error().text);
+      }
       broken_ = true;
       return;
     }
@@ -95,7 +97,9 @@ void Session::answer(uint64_t number, const Answer& answer, std::span<const std:
     }
   }
   if (queue_.size() >= kQueuedMax) {
-    KEVRE_LOG_WARN("ipc: a program that does not read its answers is dropped");
+    if (events_->log_limit.allow()) {
+      KEVRE_LOG_WARN("ipc: a program that does not read its answers is dropped");
+    }
     broken_ = true;
     ::shutdown(socket_.get(), SHUT_RDWR);
     return;

@@ -11,6 +11,7 @@
 
 #include "base/event_loop.h"
 #include "base/fd.h"
+#include "ipc/log_limit.h"
 #include "ipc/wire.h"
 
 namespace kevre::ipc {
@@ -21,6 +22,7 @@ class Session {
     // Either may end in the destruction of the session.
     std::function<void(Session& session, const DecodedCall& call, std::vector<UniqueFd> fds)> on_call;
     std::function<void(Session& session)> on_closed;
+    LogLimit log_limit;
   };
   struct OpenCall {
     uint64_t program_number = 0;

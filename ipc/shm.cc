@@ -5,7 +5,7 @@
 namespace kevre::ipc {
 namespace {
 constexpr uint32_t kModeDestroyed = 01000, kModeLocked = 02000;
-constexpr int32_t kAttachReadOnly = 010000, kAttachExecute = 0100000, kHugePages = 04000;
+constexpr int32_t kAttachReadOnly = 010000, kAttachExecute = 0100000, kHugePages = 04000, kNoReserve = 010000;
 constexpr int32_t kLock = 11, kUnlock = 12, kStatIndex = 13, kInfo = 14, kStatAny = 15;
 // What the dsm can address; a larger segment is memory that nobody has.
 constexpr uint64_t kBytesMax = uint64_t{1} << 48;
@@ -23,21 +23,24 @@ uint64_t Shm::Object::attachments() const {
   return sum;
 }
 
-Shm::Shm(uint32_t generation) : table_(kShmMni, generation > 1 ? generation - 1 : 0), view_(generation) {}
+Shm::Shm(uint32_t generation, Limits& limits)
+    : limits_(limits), table_(generation > 1 ? generation - 1 : 0), view_(generation) {}
 
 int32_t Shm::create(const Event& event) {
   const uint64_t bytes = event.call.size;
-  if (bytes == 0 || bytes > kShmMax) {
+  if (bytes == 0 || bytes > limits_.shm_max) {
     return -EINVAL;
   }
   if (next_segment_ == 0) {
     return -ENOSPC;  // numbers are not used twice
   }
   const uint64_t pages = pages_of(bytes);
-  if (pages_ + pages < pages_ || pages_ + pages > kShmAll) {
+  if (pages_ + pages < pages_ || pages_ + pages > limits_.shm_all) {
     return -ENOSPC;
   }
-  if ((event.call.flags & kHugePages) != 0 || bytes > kBytesMax) {
+  const bool reserve = (event.call.flags & kNoReserve) == 0;
+  const bool too_much = reserve && memory_bytes_ != 0 && bytes > memory_bytes_;
+  if ((event.call.flags & kHugePages) != 0 || bytes > kBytesMax || too_much) {
     return -ENOMEM;
   }
   auto object = std::make_unique<Object>();
@@ -47,7 +50,7 @@ int32_t Shm::create(const Event& event) {
   object->change_time = event.now;
   const SegmentId segment = object->segment;
   const int32_t id = table_.add(std::move(object), event.call.key, static_cast<uint32_t>(event.call.flags),
-                                event.caller.credentials);
+                                event.caller.credentials, limits_.shm_mni, limits_.shm_next_id);
   if (id >= 0) {
     ++next_segment_;
     of_segment_.emplace(segment, id);
@@ -131,7 +134,8 @@ void Shm::on_node_lost(NodeId node, int64_t now, std::vector<Effect>& effects) {
 
 void Shm::destroy_if_unused(int32_t id, std::vector<Effect>& effects) {
   Object* object = table_.by_id(id).object;
-  if ((object->permissions.mode & kModeDestroyed) == 0 || object->attachments() > 0) {
+  const bool wanted = (object->permissions.mode & kModeDestroyed) == 0 && limits_.shm_rmid_forced == 0;
+  if (wanted || object->attachments() > 0) {
     return;
   }
   Effect effect;
@@ -204,7 +208,7 @@ void Shm::control(const Event& event) {
   switch (event.call.cmd) {
     case kIpcInfo:
     case kInfo:
-      return answer(event, 0, table_.highest_index(), bytes_of(Usage{table_.size(), pages_, 0}));
+      return answer(event, 0, table_.highest_index(), bytes_of(Usage{limits_, table_.size(), pages_, 0}));
     case kIpcStat:
     case kStatIndex:
     case kStatAny:

@@ -11,7 +11,7 @@ namespace kevre::ipc {
 
 class Shm {
  public:
-  explicit Shm(uint32_t generation);
+  Shm(uint32_t generation, Limits& limits);
   void get(const Event& event);
   void attach(const Event& event);
   void control(const Event& event);
@@ -19,6 +19,7 @@ class Shm {
   void forked(NodeId node, const Call& call, int64_t now);
   void on_node_lost(NodeId node, int64_t now, std::vector<Effect>& effects);
   void on_view(uint32_t view) { view_ = view; }
+  void on_memory(uint64_t bytes) { memory_bytes_ = bytes; }
   std::string proc_text();
 
  private:
@@ -37,11 +38,13 @@ class Shm {
   void destroy_if_unused(int32_t id, std::vector<Effect>& effects);
   Object* by_segment(SegmentId segment, int32_t* id);
 
+  Limits& limits_;
   Table<Object> table_;
   std::map<SegmentId, int32_t> of_segment_;
   uint32_t view_;  // in which segments are born now: the upper half of their numbers (dsm/segment.h)
   uint32_t next_segment_ = 1;  // the lower half
   uint64_t pages_ = 0;
+  uint64_t memory_bytes_ = 0;  // 0: not known
 };
 
 }  // namespace kevre::ipc

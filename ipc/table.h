@@ -57,7 +57,7 @@ class Table {
  public:
   // A later generation (the seat was lost) starts behind the ids of those before it, and knows theirs as
   // removed.
-  Table(uint32_t limit, uint32_t generation) : limit_(limit), sequence_(generation * 1024 % kSequences) {
+  explicit Table(uint32_t generation) : sequence_(generation * 1024 % kSequences) {
     first_sequence_ = sequence_;
   }
 
@@ -95,19 +95,26 @@ class Table {
     return found == keys_.end() ? std::nullopt : std::optional(found->second);
   }
 
-  // The new object's id, or -ENOSPC. Fills in key, owner, creator and mode.
-  int32_t add(std::unique_ptr<Object> object, int32_t key, uint32_t mode, const Credentials& who) {
-    const auto index = free_index();
+  // The new object's id, or -ENOSPC when there are `limit`. Fills in key, owner, creator and mode. `next_id`:
+  // the id that is wished, or -1; a wish is fulfilled as far as the index is free, and forgotten.
+  int32_t add(std::unique_ptr<Object> object, int32_t key, uint32_t mode, const Credentials& who,
+              uint32_t limit, int32_t& next_id) {
+    const auto index = free_index(limit, next_id);
     if (!index) {
       return -ENOSPC;
     }
-    if (last_index_ && *index <= *last_index_) {
+    uint32_t sequence = sequence_;
+    if (next_id >= 0) {
+      sequence = static_cast<uint32_t>(next_id) / kIndices;
+      next_id = -1;
+    } else if (last_index_ && *index <= *last_index_) {
       sequence_ = (sequence_ + 1) % kSequences;
       first_sequence_ = sequence_ == 0 ? 0 : first_sequence_;
+      sequence = sequence_;
     }
     last_index_ = *index;
     object->permissions = {key, who.uid, who.gid, who.uid, who.gid, mode & 0777};
-    const auto id = static_cast<int32_t>(sequence_ * kIndices + *index);
+    const auto id = static_cast<int32_t>(sequence * kIndices + *index);
     slots_.emplace(*index, Slot{id, std::move(object)});
     if (key != 0) {
       keys_.emplace(key, id);
@@ -128,7 +135,6 @@ class Table {
     slots_.erase(static_cast<uint32_t>(id) % kIndices);
   }
 
-  bool full() const { return slots_.size() >= limit_; }
   size_t size() const { return slots_.size(); }
   int32_t highest_index() const { return slots_.empty() ? 0 : static_cast<int32_t>(slots_.rbegin()->first); }
   // In the order of indices. The call may not add or remove.
@@ -157,12 +163,20 @@ class Table {
     std::unique_ptr<Object> object;
   };
 
-  std::optional<uint32_t> free_index() {
-    if (full()) {
+  std::optional<uint32_t> free_index(uint32_t limit, int32_t next_id) {
+    if (slots_.size() >= limit) {
+      return std::nullopt;
+    }
+    if (next_id >= 0) {
+      for (uint32_t i = static_cast<uint32_t>(next_id) % kIndices; i < kIndices; ++i) {
+        if (!slots_.contains(i)) {
+          return i;
+        }
+      }
       return std::nullopt;
     }
     const auto used = static_cast<uint32_t>(slots_.size());
-    const uint32_t circle = std::min(std::max(used * 3 / 2, kCircleMin), limit_);
+    const uint32_t circle = std::min(std::max(used * 3 / 2, kCircleMin), limit);
     for (uint32_t start : {next_index_, 0u}) {
       for (uint32_t i = start; i < circle; ++i) {
         if (!slots_.contains(i)) {
@@ -174,7 +188,6 @@ class Table {
     return std::nullopt;
   }
 
-  uint32_t limit_;
   uint32_t sequence_;
   uint32_t first_sequence_ = 0;
   uint32_t next_index_ = 0;

@@ -12,12 +12,14 @@ uint32_t payload_limit(const Call& call) {
     case Op::kSemOp:
       return kSemOpm * static_cast<uint32_t>(sizeof(SemOperation));
     case Op::kMsgSend:
-      return kMsgMax + static_cast<uint32_t>(sizeof(int64_t));
+      return kMsgBytesMost + static_cast<uint32_t>(sizeof(int64_t));
     case Op::kSemCtl:
       return call.cmd == kSetAllCommand ? kPayloadBytesLimit : static_cast<uint32_t>(sizeof(SetArguments));
     case Op::kShmCtl:
     case Op::kMsgCtl:
       return sizeof(SetArguments);
+    case Op::kSettingSet:
+      return kSettingBytesMax;
     case Op::kHello:
     case Op::kCancel:
     case Op::kShmGet:
@@ -27,6 +29,8 @@ uint32_t payload_limit(const Call& call) {
     case Op::kMsgGet:
     case Op::kMsgReceive:
     case Op::kProcText:
+    case Op::kSettingText:
+    case Op::kSettingWriter:
     case Op::kAttached:
     case Op::kAttachFailed:
     case Op::kDetachStart:
@@ -54,6 +58,9 @@ bool known(Op op) {
     case Op::kMsgReceive:
     case Op::kMsgCtl:
     case Op::kProcText:
+    case Op::kSettingText:
+    case Op::kSettingSet:
+    case Op::kSettingWriter:
     case Op::kAttached:
     case Op::kAttachFailed:
     case Op::kDetachStart:
@@ -82,6 +89,11 @@ Result<void> check(const Call& call, size_t payload_bytes) {
   }
   if (call.op == Op::kProcText && (call.index < 0 || call.index > 2)) {
     return fail(Errc::kCorrupt, "text {} of /proc/sysvipc", call.index);
+  }
+  const bool setting =
+      call.op == Op::kSettingText || call.op == Op::kSettingSet || call.op == Op::kSettingWriter;
+  if (setting && (call.index < 0 || call.index >= kSettings)) {
+    return fail(Errc::kCorrupt, "setting {}", call.index);
   }
   if (call.op == Op::kCancel && !ends_with_errno(call.cmd)) {
     return fail(Errc::kCorrupt, "cancel with errno {}", call.cmd);

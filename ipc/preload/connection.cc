@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -14,7 +16,7 @@ namespace kevre::ipc::preload {
 namespace {
 
 struct State {
-  int fd = -1;
+  Descriptor socket;
   uint64_t number = 0;
   bool busy = false;
   const volatile uint64_t* mark = nullptr;  // on the stack of the call that is busy; holds mark_value
@@ -33,12 +35,19 @@ pthread_once_t g_once = PTHREAD_ONCE_INIT;
 pid_t g_pid = 0;
 int g_complained = 0;
 thread_local uint64_t t_marks = 0;
+// Taken before main() runs: programs clear their environment, and leave their root directory.
+char g_path[sizeof(sockaddr_un::sun_path)];
+Descriptor g_folder;  // of the socket; only of a program that calls chroot()
+
+__attribute__((constructor)) void remember_path() {
+  const char* path = ::getenv("KEVRE_SOCKET");
+  if (path != nullptr && ::strlen(path) < sizeof g_path) {
+    ::strcpy(g_path, path);
+  }
+}
 
 void drop(State& state) {
-  if (state.fd >= 0) {
-    ::close(state.fd);
-    state.fd = -1;
-  }
+  state.socket.close();
 }
 
 void thread_ends(void* pointer) {
@@ -76,23 +85,64 @@ void list(State& state) {
   ::pthread_setspecific(g_key, &state);
 }
 
-// A connected socket, or a negative errno.
-int connect_daemon() {
-  const char* path = ::getenv("KEVRE_SOCKET");
+// 0 or an errno.
+int connect_to(int fd, const char* path) {
   sockaddr_un address;
   memset(&address, 0, sizeof address);
   address.sun_family = AF_UNIX;
-  if (path == nullptr || *path == 0 || ::strlen(path) >= sizeof address.sun_path) {
+  ::strcpy(address.sun_path, path);
+  return ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
+}
+
+// Below another root directory the path says nothing, but the folder can still be entered: by a thread with a
+// working directory of its own, so that the program's stays.
+struct FromFolder {
+  int fd;
+  int error;
+};
+void* connect_from_folder(void* pointer) {
+  auto* what = static_cast<FromFolder*>(pointer);
+  const char* slash = ::strrchr(g_path, '/');
+  if (::unshare(CLONE_FS) != 0 || ::fchdir(g_folder.fd()) != 0) {
+    what->error = errno;
+  } else {
+    what->error = connect_to(what->fd, slash == nullptr ? g_path : slash + 1);
+  }
+  return nullptr;
+}
+
+// 0 or an errno.
+int connect_anyhow(int fd) {
+  const int error = connect_to(fd, g_path);
+  if (error == 0 || !g_folder.ours()) {
+    return error;
+  }
+  FromFolder what = {fd, error};
+  pthread_t thread;
+  if (::pthread_create(&thread, nullptr, connect_from_folder, &what) == 0) {
+    ::pthread_join(thread, nullptr);
+  }
+  return what.error;
+}
+
+int new_socket() {
+  int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (fd < 0 && errno == EMFILE) {
+    const MoreDescriptors more;
+    fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  }
+  return fd < 0 ? fd : high_descriptor(fd);
+}
+
+// A connected socket, or a negative errno.
+int connect_daemon() {
+  if (g_path[0] == 0) {
     complain("KEVRE_SOCKET does not name the node's socket; start the program with 'kevre run'", 0);
     return -ENOSYS;
   }
-  ::strcpy(address.sun_path, path);
-  int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  if (fd >= 0) {
-    fd = high_descriptor(fd);
-  }
-  if (fd < 0 || ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
-    const int error = errno;
+  const int fd = new_socket();
+  const int error = fd < 0 ? errno : connect_anyhow(fd);
+  if (error != 0) {
     complain("cannot reach the node's daemon at KEVRE_SOCKET; is the node up ('kevre nodes')?", error);
     if (fd >= 0) {
       ::close(fd);
@@ -194,17 +244,24 @@ void send_cancel(int fd, uint64_t number, int error) {
   send_call(fd, cancel);
 }
 
+// A thread that is cancelled while it waits runs its clean-up with the program's signal mask.
+void restore_mask(void* mask) {
+  ::pthread_sigmask(SIG_SETMASK, static_cast<const sigset_t*>(mask), nullptr);
+}
+
 // Waits until there is an answer; a signal handler or the timeout asks for the end, which the seat decides.
 void wait_for_answer(int fd, const Exchange& what, const sigset_t& program_mask) {
   pollfd poll = {fd, POLLIN, 0};
   int ready = 0;
   if (what.cancellable) {
     int state = 0;
+    pthread_cleanup_push(restore_mask, const_cast<sigset_t*>(&program_mask));
     ::pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
     ready = ::ppoll(&poll, 1, what.timeout, &program_mask);
     const int error = errno;
     ::pthread_setcancelstate(state, nullptr);
     errno = error;
+    pthread_cleanup_pop(0);
   } else {
     ready = ::ppoll(&poll, 1, what.timeout, &program_mask);
   }
@@ -241,14 +298,14 @@ int open_connection(State& state) {
     complain("the node's daemon closed the connection", 0);
     return ENOSYS;
   }
-  state.fd = fd;
+  state.socket = Descriptor(fd);
   state.number = 1;
   return 0;
 }
 
 int converse(State& state, Exchange& what, const sigset_t& program_mask) {
   for (int attempt = 0;; ++attempt) {
-    if (state.fd < 0) {
+    if (!state.socket.ours()) {  // none yet, or closed by the program (closefrom)
       if (const int error = open_connection(state); error != 0) {
         return error;
       }
@@ -256,23 +313,23 @@ int converse(State& state, Exchange& what, const sigset_t& program_mask) {
     what.call.number = ++state.number;
     what.call.payload_bytes = static_cast<uint32_t>(what.payload_bytes);
     stamp(what.call);
-    const int error = send_call(state.fd, what);
+    const int error = send_call(state.socket.fd(), what);
     if (error == 0) {
       break;
     }
     if (error != EPIPE) {
       return error;
     }
-    drop(state);  // closed by the program (closefrom) or by a daemon that started anew
+    drop(state);  // closed by a daemon that started anew
     if (attempt > 0) {
       complain("the node's daemon closed the connection", 0);
       return ENOSYS;
     }
   }
   if (what.may_block) {
-    wait_for_answer(state.fd, what, program_mask);
+    wait_for_answer(state.socket.fd(), what, program_mask);
   }
-  const int error = receive_answer(state.fd, what);
+  const int error = receive_answer(state.socket.fd(), what);
   if (error == EPIPE) {
     drop(state);
     complain("the node's daemon went away during a call", 0);
@@ -385,6 +442,55 @@ int high_descriptor(int fd) {
   return high;
 }
 
+MoreDescriptors::MoreDescriptors() {
+  if (::getrlimit(RLIMIT_NOFILE, &before_) == 0 && before_.rlim_cur < before_.rlim_max) {
+    const rlimit most = {before_.rlim_max, before_.rlim_max};
+    raised_ = ::setrlimit(RLIMIT_NOFILE, &most) == 0;
+  }
+}
+MoreDescriptors::~MoreDescriptors() {
+  if (raised_) {
+    const int saved_errno = errno;
+    ::setrlimit(RLIMIT_NOFILE, &before_);
+    errno = saved_errno;
+  }
+}
+
+Descriptor::Descriptor(int fd) {
+  struct stat file;
+  if (fd >= 0 && ::fstat(fd, &file) == 0) {
+    fd_ = fd;
+    device_ = file.st_dev;
+    inode_ = file.st_ino;
+  }
+}
+bool Descriptor::ours() {
+  struct stat file;
+  const bool same = fd_ >= 0 && ::fstat(fd_, &file) == 0 && file.st_dev == device_ && file.st_ino == inode_;
+  if (!same) {
+    fd_ = -1;
+  }
+  return same;
+}
+void Descriptor::close() {
+  if (ours()) {
+    ::close(fd_);
+    fd_ = -1;
+  }
+}
+
+void keep_folder() {
+  if (g_folder.ours() || g_path[0] != '/') {
+    return;
+  }
+  char folder[sizeof g_path];
+  ::strcpy(folder, g_path);
+  char* slash = ::strrchr(folder, '/');
+  slash[slash == folder ? 1 : 0] = 0;
+  const int fd = ::open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  g_folder = Descriptor(fd < 0 ? fd : high_descriptor(fd));
+}
+
 pid_t known_pid() {
   return g_pid;
 }
@@ -420,7 +526,7 @@ int hello_after_fork(pid_t parent, int* uffd) {
     return error;
   }
   list(own);
-  own.fd = fd;
+  own.socket = Descriptor(fd);
   own.number = 1;
   return 0;
 }

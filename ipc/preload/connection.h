@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -44,6 +45,35 @@ struct Exchange {
 // Sends the call and waits for its answer. 0: done, see answer; else an errno. errno itself stays.
 int exchange(Exchange& what);
 
+// A descriptor of ours among those of a program that may close what it did not open, and get the same number
+// again for something of its own. Copies are the same descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd);
+  int fd() const { return fd_; }
+  bool ours();   // still what it was; else forgets it
+  void close();  // if it is ours
+
+ private:
+  int fd_ = -1;
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
+};
+
+// As long as it lives the process may have as many descriptors as its hard limit allows.
+class MoreDescriptors {
+ public:
+  MoreDescriptors();
+  ~MoreDescriptors();
+  MoreDescriptors(const MoreDescriptors&) = delete;
+  MoreDescriptors& operator=(const MoreDescriptors&) = delete;
+
+ private:
+  rlimit before_;
+  bool raised_ = false;
+};
+
 // 0 or EFAULT: what the kernel would do with a pointer of the program.
 int copy_in(void* to, const void* from_program, size_t bytes);
 int copy_out(void* to_program, const void* from, size_t bytes);
@@ -72,6 +102,8 @@ void unlock_attach();
 bool has_uffd();
 void keep_uffd(int uffd);     // instead of the one kept so far; -1: none
 int high_descriptor(int fd);  // moves it out of the way of programs that count on low numbers; closes `fd`
+
+void keep_folder();  // of the socket: before chroot()
 
 pid_t known_pid();
 void watch_forks();

@@ -1,5 +1,6 @@
 // open, openat, fopen (and their 64-bit and fortified names) for exactly /proc/sysvipc/{shm,sem,msg}, which
-// ipcs, lsipc and ipcrm read; and ftok, which must give one key for one file on every node.
+// ipcs, lsipc and ipcrm read, and the settings in /proc/sys/kernel; and ftok, which must give one key for one
+// file on every node.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -27,15 +28,54 @@ int text_number(const char* path) {
                                       : -1;
 }
 
+// The settings come behind the three texts.
+constexpr int kTexts = 3;
+int file_number(const char* path) {
+  constexpr char kPrefix[] = "/proc/sys/kernel/";
+  if (path == nullptr || ::strncmp(path, kPrefix, sizeof kPrefix - 1) != 0) {
+    return text_number(path);
+  }
+  for (int i = 0; i < kSettings; ++i) {
+    if (::strcmp(path + sizeof kPrefix - 1, kSettingNames[i]) == 0) {
+      return kTexts + i;
+    }
+  }
+  return -1;
+}
+
+// A socket whose other end the daemon reads: what a program writes to the file. -1 and errno.
+int open_setting_to_write(int setting, int flags) {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    return -1;
+  }
+  Exchange what;
+  what.call.op = Op::kSettingWriter;
+  what.call.index = setting;
+  what.call.flags = flags & O_ACCMODE;
+  what.send_fd = ends[1];
+  const int error = exchange(what);
+  ::close(ends[1]);
+  if (error != 0) {
+    ::close(ends[0]);
+  } else if ((flags & O_CLOEXEC) == 0) {
+    ::fcntl(ends[0], F_SETFD, 0);
+  }
+  return static_cast<int>(finish(error, ends[0]));
+}
+
 // A descriptor of the text, or -1 and errno.
 int open_text(int which, int flags) {
   if ((flags & O_ACCMODE) != O_RDONLY) {
+    if (which >= kTexts) {
+      return open_setting_to_write(which - kTexts, flags);
+    }
     errno = EACCES;
     return -1;
   }
   Exchange what;
-  what.call.op = Op::kProcText;
-  what.call.index = which;
+  what.call.op = which < kTexts ? Op::kProcText : Op::kSettingText;
+  what.call.index = which < kTexts ? which : which - kTexts;
   const int error = exchange(what);
   if (error == 0 && (flags & O_CLOEXEC) == 0) {
     ::fcntl(what.fds[0], F_SETFD, 0);
@@ -53,7 +93,7 @@ __attribute__((constructor)) void find_next() {
 }
 
 int open_file(int directory, const char* path, int flags, mode_t mode) {
-  const int which = text_number(path);
+  const int which = file_number(path);
   if (which >= 0) {
     return open_text(which, flags);
   }
@@ -64,13 +104,14 @@ int open_file(int directory, const char* path, int flags, mode_t mode) {
 }
 
 FILE* open_stream(const char* path, const char* how, Fopen next) {
-  const int which = text_number(path);
+  const int which = file_number(path);
   if (which < 0) {
     return next(path, how);
   }
-  const int fd =
-      open_text(which, ::strchr(how, 'r') != nullptr && ::strchr(how, '+') == nullptr ? O_RDONLY : O_RDWR);
-  return fd < 0 ? nullptr : ::fdopen(fd, "r");
+  const int access = ::strchr(how, '+') != nullptr ? O_RDWR : how[0] == 'r' ? O_RDONLY : O_WRONLY;
+  const int close_on_exec = ::strchr(how, 'e') != nullptr ? O_CLOEXEC : 0;
+  const int fd = open_text(which, access | close_on_exec);
+  return fd < 0 ? nullptr : ::fdopen(fd, how);
 }
 
 bool takes_mode(int flags) {
@@ -137,6 +178,14 @@ KEVRE_EXPORT FILE* fopen64(const char* path, const char* how) {
     next = reinterpret_cast<Fopen>(::dlsym(RTLD_NEXT, "fopen64"));
   }
   return open_stream(path, how, next);
+}
+
+// Below another root directory the daemon's socket has no name.
+KEVRE_EXPORT int chroot(const char* path) noexcept {
+  const int saved_errno = errno;
+  keep_folder();
+  errno = saved_errno;
+  return static_cast<int>(::syscall(SYS_chroot, path));
 }
 
 // glibc's layout, with the file system's id (the same on every node that mounts it) in the place of the

@@ -1,4 +1,5 @@
 // msgget, msgsnd, msgrcv, msgctl.
+#include <pthread.h>
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -10,9 +11,9 @@ namespace {
 int write_info(int cmd, void* buffer, const Usage& usage) {
   msginfo info;
   memset(&info, 0, sizeof info);
-  info.msgmni = static_cast<int>(kMsgMni);
-  info.msgmax = static_cast<int>(kMsgMax);
-  info.msgmnb = static_cast<int>(kMsgMnb);
+  info.msgmni = static_cast<int>(usage.limits.msg_mni);
+  info.msgmax = static_cast<int>(usage.limits.msg_max);
+  info.msgmnb = static_cast<int>(usage.limits.msg_mnb);
   info.msgssz = 16;
   info.msgseg = 0xffff;
   const bool in_use = cmd == MSG_INFO;
@@ -54,7 +55,7 @@ int64_t do_msgget(int key, int flags) {
 }
 
 int64_t do_msgsnd(int id, const void* message, size_t bytes, int flags) {
-  if (bytes > kMsgMax) {
+  if (bytes > kMsgBytesMost) {
     return finish(EINVAL, 0);
   }
   Exchange what;
@@ -79,7 +80,7 @@ int64_t do_msgrcv(int id, void* message, size_t bytes, long type, int flags) {
   what.call.size = bytes;
   what.call.value = type;
   what.out = message;
-  what.out_bytes = sizeof(int64_t) + (bytes < kMsgMax ? bytes : kMsgMax);
+  what.out_bytes = sizeof(int64_t) + (bytes < kMsgBytesMost ? bytes : kMsgBytesMost);
   what.may_block = (flags & IPC_NOWAIT) == 0;
   what.cancellable = true;
   const int error = exchange(what);
@@ -134,9 +135,11 @@ KEVRE_EXPORT int msgget(key_t key, int flags) noexcept {
   return static_cast<int>(do_msgget(key, flags));
 }
 KEVRE_EXPORT int msgsnd(int id, const void* message, size_t bytes, int flags) {
+  ::pthread_testcancel();
   return static_cast<int>(do_msgsnd(id, message, bytes, flags));
 }
 KEVRE_EXPORT ssize_t msgrcv(int id, void* message, size_t bytes, long type, int flags) {
+  ::pthread_testcancel();
   return do_msgrcv(id, message, bytes, type, flags);
 }
 KEVRE_EXPORT int msgctl(int id, int cmd, msqid_ds* buffer) noexcept {

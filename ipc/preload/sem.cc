@@ -12,10 +12,10 @@ namespace {
 int write_info(int cmd, void* buffer, const Usage& usage) {
   seminfo info;
   memset(&info, 0, sizeof info);
-  info.semmni = static_cast<int>(kSemMni);
-  info.semmns = static_cast<int>(kSemMns);
-  info.semmsl = static_cast<int>(kSemMsl);
-  info.semopm = static_cast<int>(kSemOpm);
+  info.semmni = static_cast<int>(usage.limits.sem_mni);
+  info.semmns = static_cast<int>(usage.limits.sem_mns);
+  info.semmsl = static_cast<int>(usage.limits.sem_msl);
+  info.semopm = static_cast<int>(usage.limits.sem_opm);
   info.semvmx = kSemVmx;
   info.semmnu = static_cast<int>(kSemMns);
   info.semmap = static_cast<int>(kSemMns);

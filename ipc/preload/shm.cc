@@ -15,7 +15,8 @@ namespace {
 constexpr uintptr_t kPage = 4096;
 pthread_mutex_t g_attach =
     PTHREAD_MUTEX_INITIALIZER;  // one attach at a time: the first one brings the userfaultfd
-int g_uffd = -1;                // of this address space; never closed while it lives
+bool g_has_uffd = false;        // also when the program closed it
+Descriptor g_uffd;              // of this address space; never closed while it lives
 
 struct BlockSignals {
   BlockSignals() {
@@ -81,18 +82,27 @@ int attach(int id, uintptr_t address, int flags, void** at) {
   }
   const int memory = ask.fds[0];
   const int device = ask.fds[1];
-  int uffd = -1;
-  if (device >= 0) {
-    uffd = new_uffd(device);
-    error = uffd < 0 ? ENOMEM : 0;
-    ::close(device);
-  }
   const size_t bytes = (ask.answer.size + kPage - 1) / kPage * kPage;
   void* mapped = MAP_FAILED;
-  if (error == 0) {
+  if (memory < 0 || (ask.answer.value != 0 && device < 0)) {
+    error = EMFILE;  // no room for them
+  } else {
     mapped = map(address, bytes, flags, memory, &error);
   }
-  ::close(memory);
+  if (memory >= 0) {
+    ::close(memory);
+  }
+  int uffd = -1;
+  if (device >= 0) {
+    if (error == 0) {
+      uffd = new_uffd(device);
+      error = uffd >= 0 ? 0 : errno == EMFILE ? EMFILE : ENOMEM;
+      if (error != 0) {
+        ::munmap(mapped, bytes);
+      }
+    }
+    ::close(device);
+  }
   if (error == 0) {
     Exchange done;
     done.call.op = Op::kAttached;
@@ -124,13 +134,14 @@ void unlock_attach() {
   ::pthread_mutex_unlock(&g_attach);
 }
 bool has_uffd() {
-  return g_uffd >= 0;
+  return g_has_uffd;
 }
 void keep_uffd(int uffd) {
-  if (g_uffd >= 0 && g_uffd != uffd) {
-    ::close(g_uffd);
+  if (g_uffd.fd() != uffd) {
+    g_uffd.close();
   }
-  g_uffd = uffd;
+  g_uffd = Descriptor(uffd);
+  g_has_uffd = uffd >= 0;
 }
 
 int64_t do_shmget(int key, size_t bytes, int flags) {
@@ -152,6 +163,11 @@ int64_t do_shmat(int id, const void* address, int flags) {
     const BlockSignals blocked;
     lock_attach();
     error = attach(id, where, flags, &at);
+    if (error == EMFILE) {
+      const MoreDescriptors more;
+      error = attach(id, where, flags, &at);
+    }
+    error = error == EMFILE ? ENOMEM : error;
     unlock_attach();
   }
   errno = saved_errno;
@@ -181,11 +197,11 @@ int write_info(int cmd, void* buffer, const Usage& usage) {
   if (cmd == IPC_INFO) {
     shminfo info;
     memset(&info, 0, sizeof info);
-    info.shmmax = kShmMax;
+    info.shmmax = usage.limits.shm_max;
     info.shmmin = 1;
-    info.shmmni = kShmMni;
-    info.shmseg = kShmMni;
-    info.shmall = kShmAll;
+    info.shmmni = usage.limits.shm_mni;
+    info.shmseg = usage.limits.shm_mni;
+    info.shmall = usage.limits.shm_all;
     return copy_out(buffer, &info, sizeof info);
   }
   struct shm_info info;

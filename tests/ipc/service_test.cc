@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "ipc/log_limit.h"
 #include "ipc/protocol.h"
 #include "tests/ipc/local_service.h"
 
@@ -200,6 +201,15 @@ TEST_F(ServiceTest, ASocketThatIsServedIsNotTakenAndAStaleOneIs) {
     const auto taken = Service::create({NodeId(1), stale}, &cluster.loop(), nullptr, &cluster.node(0));
     EXPECT_TRUE(taken.has_value()) << taken.error().text;
   });
+}
+
+TEST(LogLimit, AProgramCannotFillTheLog) {
+  LogLimit limit;
+  int lines = 0;
+  for (Nanos now = 1; now < 2 * LogLimit::kPeriodNs; now += LogLimit::kPeriodNs / 1000) {
+    lines += limit.allow(now) ? 1 : 0;
+  }
+  EXPECT_EQ(lines, 2 * LogLimit::kLines);
 }
 
 }  // namespace

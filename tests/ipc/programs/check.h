@@ -1,6 +1,8 @@
 // For the conformance programs: plain C, the same oracle natively and under kevre. Exit 0: every check held.
 #pragma once
 #include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
