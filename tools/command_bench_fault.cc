@@ -4,6 +4,12 @@
 //   shm      two nodes as plain processes that may see each other's memory
 // each with daemons that spin, and with daemons that sleep. bench/fault_side.c is the program on both sides;
 // bench/raw_ucx.h is the raw side. Everything in one run, so that the ratios are of one machine at one time.
+//
+// Placement: node 1 with all that runs on it (daemon, program, raw process) is bound to one CPU, node 2 to another, in
+// every setting. Programs and raw processes are children of the daemon and inherit it. A wake-up across CPUs costs several
+// times one on the same CPU, and two spinners on one CPU cost each other whole time slices, so both sides must be placed
+// alike. docs/bench.md tells how to read the result.
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,7 +19,9 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "cluster/local.h"
 #include "tools/commands.h"
+#include "tools/control_client.h"
 #include "tools/piped_program.h"
 #include "tools/table.h"
 
@@ -60,6 +68,32 @@ std::string own_path(const char* sibling) {
   return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / sibling).string();
 }
 
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  std::vector<int> cpus;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) {
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(static_cast<size_t>(cpu), &set)) {
+        cpus.push_back(cpu);
+      }
+    }
+  }
+  return cpus;
+}
+
+Result<void> bind_threads(pid_t pid, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<size_t>(cpu), &set);
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), error)) {
+    if (::sched_setaffinity(std::stoi(task.path().filename()), sizeof set, &set) != 0) {
+      return fail_errno("binding the daemon {} to CPU {}", pid, cpu);
+    }
+  }
+  return error ? fail_errno_text(error.value(), fmt::format("the threads of the daemon {}", pid)) : Result<void>{};
+}
+
 // A local cluster of two nodes for one setting; down when the object goes.
 class TwoNodes {
  public:
@@ -71,6 +105,16 @@ class TwoNodes {
     up.spin_us = setting.spinning ? 1'000'000 : 0;
     up.quiet = true;
     ok_ = cluster_up({name_}, up) == 0;
+  }
+  // Node k and everything that it will start: on the k-th CPU that this process may use. One CPU: all on it.
+  Result<void> place() const {
+    const std::vector<int> cpus = allowed_cpus();
+    KEVRE_ASSIGN(const auto nodes, cluster::local::describe(name_));
+    for (size_t i = 0; i < nodes.size() && !cpus.empty(); ++i) {
+      KEVRE_ASSIGN(ControlClient client, ControlClient::connect(nodes[i].control_socket));
+      KEVRE_TRY(bind_threads(client.daemon_pid(), cpus[i % cpus.size()]));
+    }
+    return {};
   }
   ~TwoNodes() {
     if (ok_) {
@@ -174,6 +218,7 @@ Result<void> measure(const Setting& setting, const BenchOptions& options, std::v
   if (!nodes.ok()) {
     return fail(Errc::kSystem, "no cluster for '{}' (the reason is above)", setting.name);
   }
+  KEVRE_TRY(nodes.place());
   Raw raw;
   KEVRE_TRY(measure_raw(nodes, setting, rounds, raw));
   KEVRE_ASSIGN(const Faults faults, measure_faults(nodes, rounds, pages, stream_pages));
