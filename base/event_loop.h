@@ -2,8 +2,8 @@
 // run(); only post() and stop() may be called from other threads.
 //
 // A turn: progress every poller, run due timers and posted calls, then look at epoll. After work the loop spins for
-// a bounded time (spin_ns) and then sleeps: a poller is armed first, and arm() == false means "progress again".
-// That order excludes the lost wake-up: whatever arrives after a successful arm() makes wake_fd() readable.
+// a bounded time (spin_ns), yielding its CPU to whoever wants it, and then sleeps: a poller is armed first, and arm()
+// == false means "progress again". That order excludes the lost wake-up: whatever arrives after a successful arm() makes wake_fd() readable.
 //
 // Removing a descriptor inside a handler is safe, also one whose event is already fetched in this turn: handlers are
 // found by registration number, not by pointer.
@@ -68,6 +68,7 @@ class EventLoop {
 
  private:
   EventLoop() = default;
+  int turn(Nanos timeout_ns, bool sleep_after_work);
   int run_due_timers();
   int run_posted();
   int wait_and_dispatch(Nanos timeout_ns);

@@ -141,6 +141,7 @@ void Directory::Parts::copies_revoke(NodeId from, const PageMessage& m) {
     ++counters.ignored;  // a home that lets this node write has nothing to revoke
   } else if (c.state == Access::kRead && c.held) {
     c.deferred = Deferred::kRevoke;
+    ++counters.deferred;
     c.transaction = m.transaction;
   } else {
     revoke_now(m.segment, m.page, c, m.transaction);
@@ -181,6 +182,7 @@ void Directory::Parts::copies_forward(NodeId from, const PageMessage& m) {
       ++counters.ignored;
     } else if (c.held && (take || c.state == Access::kWrite)) {
       c.deferred = take ? Deferred::kWrite : Deferred::kRead;
+      ++counters.deferred;
       c.requester = m.requester;
       c.transaction = m.transaction;
     } else {

@@ -71,6 +71,7 @@ class Directory {
     uint64_t read_faults = 0, write_faults = 0, upgrades = 0;  // asked of a home by this node
     uint64_t grants = 0, revokes = 0, forwards = 0;            // given by this node's home part
     uint64_t pages_prefetched = 0, pages_lost = 0;
+    uint64_t deferred = 0;  // times that another node has to wait until this node's holding of a page is over
     uint64_t ignored = 0;  // messages that made no sense in the state or view they met
   };
 

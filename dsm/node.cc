@@ -21,38 +21,45 @@ namespace {
 constexpr size_t kOutboxMax = 65536;
 constexpr Nanos kCheckPrograms = kSecond;  // forked children have no connection whose end would be seen
 constexpr Nanos kRetryKept = 10 * kMillisecond;
-constexpr size_t kStarts = 4096;
+constexpr size_t kPlaces = 4096;
+constexpr Nanos kSweepHolds = 10 * kMillisecond;
+constexpr Nanos kContendedWithin = 100 * kMillisecond;
 
 struct Letter {
   PageMessage message;
   transport::Buffer payload;
 };
 
-// When the first unanswered fault on a page was read. Two pages that share a place lose a sample, no more.
-class FaultStarts {
+// The time of something about a page. Two pages that share a place lose a time, no more.
+class PageTimes {
  public:
-  void note(SegmentId segment, uint64_t page, Nanos at) {
-    Start& start = place(segment, page);
-    if (start.at == 0 || start.segment != segment || start.page != page) {
-      start = {segment, page, at};
+  // Keeps an earlier time of the same page.
+  void note_first(SegmentId segment, uint64_t page, Nanos at) {
+    Time& time = place(segment, page);
+    if (time.at == 0 || time.segment != segment || time.page != page) {
+      time = {segment, page, at};
     }
   }
-  // 0: nobody waited.
-  Nanos finish(SegmentId segment, uint64_t page) {
-    Start& start = place(segment, page);
-    return start.segment == segment && start.page == page ? std::exchange(start.at, 0) : 0;
+  void note(SegmentId segment, uint64_t page, Nanos at) { place(segment, page) = {segment, page, at}; }
+  Nanos get(SegmentId segment, uint64_t page) {  // 0: none
+    const Time& time = place(segment, page);
+    return time.segment == segment && time.page == page ? time.at : 0;
+  }
+  Nanos take(SegmentId segment, uint64_t page) {  // 0: none
+    Time& time = place(segment, page);
+    return time.segment == segment && time.page == page ? std::exchange(time.at, 0) : 0;
   }
 
  private:
-  struct Start {
+  struct Time {
     SegmentId segment;
     uint64_t page = 0;
     Nanos at = 0;
   };
-  Start& place(SegmentId segment, uint64_t page) {
-    return starts_[(segment.value * 0x9e3779b9u + page) % kStarts];
+  Time& place(SegmentId segment, uint64_t page) {
+    return times_[(segment.value * 0x9e3779b9u + page) % kPlaces];
   }
-  std::array<Start, kStarts> starts_{};
+  std::array<Time, kPlaces> times_{};
 };
 
 }  // namespace
@@ -77,7 +84,8 @@ struct Node::Parts : Pager::Sink, transport::Handler {
 
   Result<void> watch(MmId mm, int fd);
   void unwatch(MmId mm);
-  void execute();  // the effects in `effects`, then what they caused on this node
+  void execute();          // the effects in `effects`, then what they caused on this node
+  void execute_effects();  // only those
   void execute(const Effect& effect);
   void execute_install(const Effect& effect);
   void answered(SegmentId segment, uint64_t page, uint64_t mask);
@@ -86,7 +94,11 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   Result<void> try_send(NodeId to, Letter* letter);
   void finish();  // after frame calls: report what they read, wait for memory
   void hold(const Effect& effect);
-  void on_hold_timer(bool writes);
+  void end_due_holds(Nanos now);
+  void wait_for_hold(SegmentId segment, uint64_t page, uint64_t mask);
+  void arm_hold_timer();
+  void on_hold_timer();
+  void sweep_holds();
   void check_programs();
 
   struct Hold {
@@ -94,11 +106,6 @@ struct Node::Parts : Pager::Sink, transport::Handler {
     SegmentId segment;
     uint64_t page;
   };
-  struct HoldQueue {
-    std::deque<Hold> queue;
-    EventLoop::TimerId timer = 0;
-  };
-
   Options options;
   EventLoop* loop;
   transport::Transport* transport;
@@ -106,15 +113,20 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   std::unique_ptr<Pager> pager;
   ReadAhead read_ahead;
   NodeStats stats;
-  FaultStarts starts;
+  PageTimes starts;  // when the first unanswered fault was read
+  PageTimes gone;    // when the page was given away from here
   Nanos event_time = 0;
-  Nanos typical_fault_ns = 0;  // moving average
+  Nanos typical_fault_ns = 0;  // moving average; without what others' holding adds
   std::vector<Effect> effects;
   std::span<const std::byte> payload;  // of the message being handled
   std::deque<Letter> inbox;            // to this node itself
   std::unordered_map<NodeId, std::deque<Letter>> outbox;
   std::unordered_set<NodeId> lost;
-  HoldQueue read_holds, write_holds;
+  std::deque<Hold> read_holds, write_holds;
+  std::vector<Nanos> hold_waits;  // when holds end that somebody waits for; sorted, the next one last
+  EventLoop::TimerId hold_timer = 0, sweep_timer = 0;
+  Nanos hold_timer_due = 0;
+  uint64_t deferred_seen = 0;
   std::unordered_map<MmId, int> watched;
   ViewId stable;
   std::function<void(ViewId)> stable_call;
@@ -134,7 +146,7 @@ void Node::Parts::on_fault(const Pager::Fault& fault) {
   if (here) {
     ++stats.local_faults;
   } else {
-    starts.note(fault.segment, fault.page, event_time);
+    starts.note_first(fault.segment, fault.page, event_time);
     ++stats.faults;
     directory.on_fault(fault.segment, fault.page, fault.want, ask.ahead, effects);
     execute();
@@ -194,13 +206,17 @@ void Node::Parts::check_programs() {
 
 // ---- effects
 
+void Node::Parts::execute_effects() {
+  for (size_t i = 0; i < effects.size(); ++i) {
+    execute(effects[i]);
+  }
+  effects.clear();
+  payload = {};
+}
+
 void Node::Parts::execute() {
   for (;;) {
-    for (size_t i = 0; i < effects.size(); ++i) {
-      execute(effects[i]);
-    }
-    effects.clear();
-    payload = {};
+    execute_effects();
     if (inbox.empty()) {
       return;
     }
@@ -208,11 +224,7 @@ void Node::Parts::execute() {
     inbox.pop_front();
     payload = letter.payload ? letter.payload.bytes() : std::span<const std::byte>{};
     directory.on_message(options.self, letter.message, effects);
-    for (size_t i = 0; i < effects.size(); ++i) {  // while the letter lives
-      execute(effects[i]);
-    }
-    effects.clear();
-    payload = {};
+    execute_effects();  // while the letter lives
   }
 }
 
@@ -233,6 +245,7 @@ void Node::Parts::execute(const Effect& effect) {
       break;
     case Effect::Kind::kDrop:
       pager->drop_copy(effect.segment, effect.page, effect.mask);
+      gone.note(effect.segment, effect.page, now_ns());
       break;
     case Effect::Kind::kPoison:
       for (uint64_t rest = effect.mask; rest != 0; rest &= rest - 1) {
@@ -273,10 +286,19 @@ void Node::Parts::execute_install(const Effect& effect) {
 void Node::Parts::answered(SegmentId segment, uint64_t page, uint64_t mask) {
   Nanos now = 0;
   for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
-    const Nanos start = starts.finish(segment, page + static_cast<uint64_t>(std::countr_zero(rest)));
-    if (start != 0) {
-      now = now == 0 ? now_ns() : now;
-      stats.fault_ns.record(now - start);
+    const uint64_t n = page + static_cast<uint64_t>(std::countr_zero(rest));
+    const Nanos start = starts.take(segment, n);
+    if (start == 0) {
+      continue;
+    }
+    now = now == 0 ? now_ns() : now;
+    stats.fault_ns.record(now - start);
+    // A page that was here a moment ago is wanted by others too: its time includes their holding and their
+    // turn in the home's queue. Were it to count, every node's holding would lengthen every other's until
+    // hold_max.
+    const Nanos lost_at = gone.get(segment, n);
+    const bool contended = lost_at != 0 && start - lost_at < kContendedWithin;
+    if (!contended || now - start < typical_fault_ns) {
       typical_fault_ns += (now - start - typical_fault_ns) / 16;
     }
   }
@@ -289,6 +311,7 @@ void Node::Parts::send_frames(const Effect& effect) {
   switch (effect.frame) {
     case Effect::Frame::kTake:
       pager->take(message.segment, message.page, message.mask, bytes.bytes());
+      gone.note(message.segment, message.page, now_ns());
       break;
     case Effect::Frame::kDowngrade:
       pager->downgrade(message.segment, message.page, message.mask);
@@ -377,42 +400,95 @@ void Node::Parts::on_message(NodeId from, std::span<const std::byte> header,
     ++stats.rejected;
     return;
   }
+  if (!read_holds.empty() || !write_holds.empty()) {
+    end_due_holds(now_ns());
+  }
   payload = bytes;
   directory.on_message(from, *message, effects);
   execute();
+  if (directory.counters().deferred != deferred_seen) {
+    wait_for_hold(message->segment, message->page, message->mask);
+  }
   event_time = now_ns();
   finish();
 }
 
 // ---- holding
+//
+// Nothing need happen when a holding time ends that nobody waits for, and a timer for each would cost every
+// fault a wake-up and (in a virtual machine) two exits to program the clock. So a timer is set only when the
+// directory says that somebody waits (Counters::deferred); the others are ended by the way, at the next
+// message or by a sweep, which also ends what a change of view made somebody wait for.
 
 void Node::Parts::hold(const Effect& effect) {
   const bool writes = effect.access == Access::kWrite;
-  HoldQueue& holds = writes ? write_holds : read_holds;
   const Nanos adaptive = std::clamp(typical_fault_ns * 3 / 2, options.hold_min_ns, options.hold_max_ns);
   stats.hold_ns = adaptive;
-  const Nanos time = writes ? adaptive : options.hold_min_ns;
-  holds.queue.push_back({now_ns() + time, effect.segment, effect.page});
-  if (holds.timer == 0) {
-    holds.timer = loop->after(time, [this, writes] { on_hold_timer(writes); });
+  (writes ? write_holds : read_holds)
+      .push_back({now_ns() + (writes ? adaptive : options.hold_min_ns), effect.segment, effect.page});
+  if (sweep_timer == 0) {
+    sweep_timer = loop->after(kSweepHolds, [this] { sweep_holds(); });
   }
 }
 
-void Node::Parts::on_hold_timer(bool writes) {
-  HoldQueue& holds = writes ? write_holds : read_holds;
-  const Nanos now = now_ns();
-  while (!holds.queue.empty() && holds.queue.front().due <= now) {
-    const Hold over = holds.queue.front();
-    holds.queue.pop_front();
-    directory.on_hold_over(over.segment, over.page, effects);
-    execute();
+// May only be called between two events: it executes effects.
+void Node::Parts::end_due_holds(Nanos now) {
+  for (std::deque<Hold>* const holds : {&read_holds, &write_holds}) {
+    while (!holds->empty() && holds->front().due <= now) {
+      const Hold over = holds->front();
+      holds->pop_front();
+      directory.on_hold_over(over.segment, over.page, effects);
+      execute();
+      if (directory.counters().deferred != deferred_seen) {
+        wait_for_hold(over.segment, over.page, 1);
+      }
+    }
   }
-  holds.timer = 0;
+}
+
+// An event about these pages left somebody waiting for the end of a holding time.
+void Node::Parts::wait_for_hold(SegmentId segment, uint64_t page, uint64_t mask) {
+  deferred_seen = directory.counters().deferred;
+  for (const std::deque<Hold>* const holds : {&read_holds, &write_holds}) {
+    Nanos due = 0;  // an entry ends not before those in front of it
+    for (const Hold& one : *holds) {
+      due = std::max(due, one.due);
+      const uint64_t bit = one.page - page;
+      if (one.segment == segment && bit < 64 && (mask >> bit & 1) != 0) {
+        hold_waits.insert(std::lower_bound(hold_waits.begin(), hold_waits.end(), due, std::greater<>()), due);
+      }
+    }
+  }
+  arm_hold_timer();
+}
+
+void Node::Parts::arm_hold_timer() {
+  if (hold_waits.empty() || (hold_timer != 0 && hold_timer_due <= hold_waits.back())) {
+    return;
+  }
+  loop->cancel(hold_timer);
+  hold_timer_due = hold_waits.back();
+  hold_timer = loop->after(hold_timer_due - now_ns(), [this] { on_hold_timer(); });
+}
+
+void Node::Parts::on_hold_timer() {
+  hold_timer = 0;
+  const Nanos now = now_ns();
+  while (!hold_waits.empty() && hold_waits.back() <= now) {
+    hold_waits.pop_back();
+  }
+  end_due_holds(now);
   event_time = now;
   finish();
-  if (!holds.queue.empty() && holds.timer == 0) {
-    holds.timer = loop->after(std::max<Nanos>(holds.queue.front().due - now, 0),
-                              [this, writes] { on_hold_timer(writes); });
+  arm_hold_timer();
+}
+
+void Node::Parts::sweep_holds() {
+  sweep_timer = 0;
+  end_due_holds(now_ns());
+  finish();
+  if (!read_holds.empty() || !write_holds.empty()) {
+    sweep_timer = loop->after(kSweepHolds, [this] { sweep_holds(); });
   }
 }
 
@@ -435,8 +511,7 @@ Node::Node(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Node::~Node() {
   Parts& p = *parts_;
   p.transport->set_handler(transport::Service::kDsm, nullptr);
-  for (const EventLoop::TimerId timer :
-       {p.check_timer, p.kept_timer, p.read_holds.timer, p.write_holds.timer}) {
+  for (const EventLoop::TimerId timer : {p.check_timer, p.kept_timer, p.hold_timer, p.sweep_timer}) {
     p.loop->cancel(timer);
   }
   for (const auto& [mm, fd] : p.watched) {
@@ -467,8 +542,7 @@ void Node::set_on_stable(std::function<void(ViewId)> call) {
 }
 
 bool Node::quiescent() const {
-  return parts_->directory.quiescent() && parts_->read_holds.queue.empty() &&
-         parts_->write_holds.queue.empty() &&
+  return parts_->directory.quiescent() && parts_->read_holds.empty() && parts_->write_holds.empty() &&
          std::all_of(parts_->outbox.begin(), parts_->outbox.end(),
                      [](const auto& box) { return box.second.empty(); });
 }
