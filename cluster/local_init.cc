@@ -1,5 +1,5 @@
-// Pid 1 of a node of a local cluster: makes the node's mounts and addresses, starts kevred, reaps orphans. Ends with
-// everything that it started, also when kevred ends: a node without its daemon is a lost node. Restarts nothing. On `plain` nodes the same without namespaces: it is a subreaper instead
+// Pid 1 of a node of a local cluster: makes the node's mounts and addresses, starts kevred, reaps orphans. When kevred
+// ends, everything else on the node ends too: a node without its daemon is a lost node. Restarts nothing. On `plain` nodes the same without namespaces: it is a subreaper instead
 // of pid 1, and ends its descendants one by one.
 #include <fcntl.h>
 #include <sys/mount.h>
@@ -165,8 +165,12 @@ int node_init_main(const InitOptions& options) {
         // no longer have.
         if (options.plain) {
           kill_children();
+          return 1;
         }
-        return 1;
+        // The node's network stays until `down`, as that of a machine would: its kernel answers the others' probes at once
+        // that nobody listens there. Without an answer they could not tell this death from a partition, and half of a
+        // cluster would give up.
+        ::kill(-1, SIGKILL);
       }
     }
   }

@@ -3,7 +3,6 @@ elect, new objects can be made, and no surviving daemon ends."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import time
@@ -13,7 +12,6 @@ import cluster
 from cluster import Cluster, finish, kevre, program, wait_until
 
 WITHIN = 10  # seconds until everybody who waits for a dead node knows
-SECONDS = float(os.environ.get("KEVRE_LOSS_SECONDS", "60"))
 PAGES = 512
 
 
