@@ -37,6 +37,7 @@ struct LaunchRequest {
   bool pty = false;  // stdin, stdout and stderr are one terminal
   WindowSize window;
   bool detach = false;      // lives on when its caller goes; reads nothing
+  uint64_t open_files = 0;  // soft limit, set on the program's node and not sent; 0: as the daemon's
   std::string output_file;  // detach: stdout and stderr are appended to it; empty: thrown away
 };
 

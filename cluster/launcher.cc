@@ -11,12 +11,23 @@ namespace {
 
 constexpr size_t kFinishedMax = 1024;
 
-// `extra` replaces variables of the same name.
+constexpr std::string_view kPreload = "LD_PRELOAD=";
+
+// `extra` replaces variables of the same name; but what the user preloads is loaded too, behind ours.
 void put_over(std::vector<std::string>& env, const std::vector<std::string>& extra) {
   for (const std::string& variable : extra) {
     const std::string name = variable.substr(0, variable.find('=') + 1);
+    std::string value = variable;
+    for (const std::string& old : env) {
+      if (name == kPreload && old.starts_with(name) && old.size() > name.size() &&
+          !old.starts_with(variable)) {
+        value += ":" + old.substr(name.size());
+      } else if (name == kPreload && old.starts_with(variable)) {
+        value = old;  // a program of ours that calls `kevre run`
+      }
+    }
     std::erase_if(env, [&](const std::string& old) { return old.starts_with(name); });
-    env.push_back(variable);
+    env.push_back(std::move(value));
   }
 }
 
@@ -290,6 +301,7 @@ void Launcher::start_program(NodeId caller, const LaunchMessage& m) {
   }
   LaunchRequest request = m.request;
   put_over(request.env, options_.env);
+  request.open_files = options_.open_files;
   auto program =
       std::make_unique<Program>(loop_, m.run, std::move(request), [this, key](LaunchMessage message) {
         const bool last = message.type == LaunchType::kExit;

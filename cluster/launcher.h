@@ -43,7 +43,9 @@ class Launcher final : public transport::Handler {
 
   struct Options {
     NodeId self;
-    std::vector<std::string> env;  // "NAME=value" put over every request's: KEVRE_..., LD_PRELOAD
+    // "NAME=value" put over every request's: KEVRE_..., LD_PRELOAD (which goes in front of the request's own)
+    std::vector<std::string> env;
+    uint64_t open_files = 0;  // programs' soft limit of open files; 0: as the daemon's
   };
   struct Running {
     uint32_t pid = 0;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -153,6 +154,11 @@ int try_exec(Plan& plan) {
   }
   if (!place_descriptors(plan)) {
     stop_child(plan, Stage::kDescriptors, errno);
+  }
+  // Only now: before, the daemon's descriptors were in the way.
+  if (rlimit files{}; r.open_files != 0 && ::getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = r.open_files;
+    ::setrlimit(RLIMIT_NOFILE, &files);
   }
   sigset_t none;
   ::sigemptyset(&none);

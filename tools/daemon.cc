@@ -68,6 +68,7 @@ Daemon::~Daemon() = default;
 void Daemon::create_launcher() {
   cluster::Launcher::Options launcher;
   launcher.self = agent_->self();
+  launcher.open_files = options_.open_files;
   launcher.env = {"KEVRE_SOCKET=" + options_.node_socket, "KEVRE_CONTROL=" + options_.control_socket,
                   "KEVRE_NODE=" + agent_->name(), "LD_PRELOAD=" + options_.preload};
   launcher_ = std::make_unique<cluster::Launcher>(launcher, loop_.get(), &agent_->transport());

@@ -1,5 +1,6 @@
 // kevred: the daemon of one node. Also the first process of a local cluster's node (--init) and the holder of its bridge
 // (--hold), so that a cluster needs one binary. Exit: 0 left in good order, 1 failed (one line on stderr), 2 usage.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -8,6 +9,7 @@
 #include <filesystem>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "base/log.h"
 #include "cluster/local.h"
@@ -70,7 +72,18 @@ int complain(const kevre::Error& error) {
   return 1;
 }
 
+// Every program costs descriptors here. Programs get the limit of before: some of them use select().
+uint64_t raise_open_files() {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) {
+    return 0;
+  }
+  const rlim_t before = std::exchange(files.rlim_cur, files.rlim_max);
+  return ::setrlimit(RLIMIT_NOFILE, &files) == 0 ? before : 0;
+}
+
 int be_daemon(Arguments& a) {
+  a.daemon.open_files = raise_open_files();
   const auto key = kevre::cluster::read_key_file(a.key_file);
   if (!key) {
     return complain(key.error());

@@ -1,6 +1,7 @@
 """`kevre run` carries exit status, signals, stdin, stdout, stderr and the working directory."""
 
 import hashlib
+import json
 import os
 import pty
 import select
@@ -107,6 +108,33 @@ class Run(unittest.TestCase):
         os.close(parent)
         self.assertEqual(process.wait(30), 0, seen)
         self.assertRegex(seen.decode(), r"\d+ \d+")
+
+    def test_what_the_user_preloads_is_loaded_behind_our_library(self):
+        libc = "/lib/x86_64-linux-gnu/libutil.so.1"
+        done = subprocess.run([KEVRE, "--cluster", self.c.name, "run", "--on", "n2", "--", "sh", "-c",
+                               "echo $LD_PRELOAD; grep -c libutil /proc/$$/maps"], capture_output=True, timeout=60,
+                              env=dict(os.environ, LD_PRELOAD=libc))
+        preload, count = done.stdout.decode().split()
+        self.assertRegex(preload, f"^/.*libkevre-preload.so:{libc}$")
+        self.assertGreater(int(count), 0)
+
+    def test_a_run_from_inside_a_run_preloads_our_library_once(self):
+        done = self.run_raw("n1", KEVRE, "run", "--on", "n2", "--", "sh", "-c", "echo $LD_PRELOAD")
+        self.assertEqual(done.stdout.decode().count("libkevre-preload"), 1, (done.stdout, done.stderr))
+
+    def test_many_programs_at_once_with_few_open_files_allowed_and_none_of_them_stays(self):
+        name = f"test-{os.getpid()}-files"
+        up = subprocess.run(["prlimit", "--nofile=128:4096", KEVRE, "--cluster", name, "cluster", "up", "--local", "2"], timeout=60)
+        self.assertEqual(up.returncode, 0)
+        try:
+            descriptors = lambda: [len(os.listdir(f"/proc/{n['daemon_pid']}/fd")) for n in
+                                   json.loads(kevre("cluster", "status", "--json", cluster=name).stdout)["nodes"]]
+            before = descriptors()
+            done = kevre("run", "-n", 100, "--", "sh", "-c", "ulimit -Sn; sleep 1", cluster=name)
+            self.assertEqual(done.stdout.split(), ["128"] * 100)
+            wait_until(lambda: descriptors() == before, 10, f"descriptors {before} {descriptors()}")
+        finally:
+            kevre("cluster", "down", cluster=name)
 
     def test_pids_of_the_nodes_are_disjoint(self):
         pids = {node: {int(self.run_raw(node, "sh", "-c", "echo $$").stdout) for _ in range(20)} for node in ("n1", "n2")}
