@@ -1,7 +1,8 @@
 // dlopen(RTLD_DEEPBIND): such a module asks libc before it asks a preloaded library (PHP loads its extensions
 // so), and its calls would reach the kernel's own IPC unnoticed. After each such dlopen the module's
-// references to our functions are set to ours; its other references stay as the program wished. Other calls
-// of dlopen pass through by a tail call, so that the loader sees their true caller (whose RUNPATH counts).
+// references to our functions are set to ours; its other references stay as the program wished. dlsym() of a
+// handle of libc gives ours too (Python's ctypes asks so). Other calls of dlopen and dlsym pass through by a
+// tail call, so that the loader sees their true caller (whose RUNPATH counts, and what RTLD_NEXT means).
 // Threads: any; the loader's lock is held while objects are walked.
 #include <dlfcn.h>
 #include <elf.h>
@@ -18,7 +19,9 @@
 namespace kevre::ipc::preload {
 namespace {
 using Dlopen = void* (*)(const char*, int);
+using Dlsym = void* (*)(void*, const char*);
 Dlopen g_dlopen = nullptr;
+Dlsym g_dlsym = nullptr;
 
 #if defined(__x86_64__)
 constexpr uint32_t kSlot = R_X86_64_JUMP_SLOT, kData = R_X86_64_GLOB_DAT, kAddress = R_X86_64_64;
@@ -151,6 +154,36 @@ void redirect_all() {
   ::dl_iterate_phdr(redirect, &ours);
 }
 
+// The name has had two versions; dlsym itself cannot be asked for dlsym.
+__attribute__((constructor)) void find_dlsym() {
+  constexpr const char* kVersions[] = {"GLIBC_2.34", "GLIBC_2.2.5", "GLIBC_2.17"};
+  for (const char* version : kVersions) {
+    if (g_dlsym == nullptr) {
+      g_dlsym = reinterpret_cast<Dlsym>(::dlvsym(RTLD_NEXT, "dlsym", version));
+    }
+  }
+}
+
+bool is_name(const char* name) {
+  for (const char* one : kNames) {
+    if (::strcmp(name, one) == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// What libc has of this name is ours; what any other object has is that object's.
+__attribute__((noinline)) void* find_name(void* handle, const char* name) {
+  void* const found = g_dlsym(handle, name);
+  Dl_info object, libc;
+  const bool of_libc = found != nullptr && ::dladdr(found, &object) != 0 &&
+                       ::dladdr(reinterpret_cast<void*>(g_dlopen), &libc) != 0 &&
+                       object.dli_fbase == libc.dli_fbase;
+  void* const ours = of_libc ? g_dlsym(RTLD_DEFAULT, name) : nullptr;
+  return ours != nullptr ? ours : found;
+}
+
 __attribute__((constructor)) void find_dlopen() {
   g_dlopen = reinterpret_cast<Dlopen>(::dlsym(RTLD_NEXT, "dlopen"));
 }
@@ -168,6 +201,16 @@ __attribute__((noinline)) void* open_deep(const char* path, int flags) {
 }  // namespace kevre::ipc::preload
 
 using namespace kevre::ipc::preload;
+KEVRE_EXPORT void* dlsym(void* handle, const char* name) noexcept {
+  if (g_dlsym == nullptr) {
+    find_dlsym();
+  }
+  if (handle == RTLD_NEXT || handle == RTLD_DEFAULT || g_dlopen == nullptr || !is_name(name)) {
+    return g_dlsym(handle, name);
+  }
+  return find_name(handle, name);
+}
+
 KEVRE_EXPORT void* dlopen(const char* path, int flags) noexcept {
   if (g_dlopen == nullptr) {
     find_dlopen();  // by a constructor that ran before ours

@@ -1,4 +1,5 @@
 // Programs that do to their process what daemons and frameworks do, and then use IPC.
+#include <dlfcn.h>
 #include <sched.h>
 #include <spawn.h>
 #include <sys/resource.h>
@@ -111,6 +112,23 @@ static int daemonises(void) {
   dup(0), dup(0);
   alarm(30);
   _exit(works() == 0 && sem_do(g_id, 1, 1, 0) == 0 ? 0 : 1);
+}
+
+// As scripting languages call it.
+static void asks_the_loader(void) {
+  void* libc = dlopen("libc.so.6", RTLD_NOW);
+  int (*get)(key_t, int, int) = (int (*)(key_t, int, int))dlsym(libc, "semget");
+  CHECK(get != NULL && get(0x5e3a0008, 1, IPC_CREAT | 0600) >= 0);
+  int id = semget(0x5e3a0008, 1, 0600);
+  CHECK(id >= 0 && semctl(id, 0, IPC_RMID) == 0);
+  void* module = dlopen(DEEP_MODULE, RTLD_NOW | RTLD_DEEPBIND);
+  CHECK(module != NULL);
+  get = (int (*)(key_t, int, int))dlsym(module, "make_set");
+  CHECK(get != NULL && get(0x5e3a0008, 1, IPC_CREAT | 0600) >= 0);
+  id = semget(0x5e3a0008, 1, 0600);
+  CHECK(id >= 0 && semctl(id, 0, IPC_RMID) == 0);
+  CHECK(dlclose(module) == 0 && dlclose(libc) == 0);
+  CHECK(dlsym(RTLD_NEXT, "semget") != NULL && dlsym(RTLD_DEFAULT, "no_such_name") == NULL && dlerror() != NULL);
 }
 
 static void starts_others(void) {
@@ -269,6 +287,7 @@ int main(void) {
   CHECK(in_child(becomes_nobody) == 0);
   CHECK(in_child(daemonises) == 0);
   UNTIL(semctl(g_id, 1, GETVAL) == 1);
+  asks_the_loader();
   starts_others();
   fork_storm();
   many_waiting_threads();
