@@ -43,6 +43,24 @@ int file_number(const char* path) {
   return -1;
 }
 
+// The setting's text, to be read at `end`'s other end, and then its end.
+int give_text(int setting, int end) {
+  Exchange what;
+  what.call.op = Op::kSettingText;
+  what.call.index = setting;
+  const int error = exchange(what);
+  if (error != 0) {
+    return error;
+  }
+  char text[kSettingBytesMax];
+  const ssize_t got = what.fds[0] < 0 ? -1 : ::read(what.fds[0], text, sizeof text);
+  ::close(what.fds[0]);
+  if (got < 0 || ::write(end, text, static_cast<size_t>(got)) != got || ::shutdown(end, SHUT_WR) != 0) {
+    return EMFILE;
+  }
+  return 0;
+}
+
 // A socket whose other end the daemon reads: what a program writes to the file. -1 and errno.
 int open_setting_to_write(int setting, int flags) {
   int ends[2];
@@ -54,7 +72,8 @@ int open_setting_to_write(int setting, int flags) {
   what.call.index = setting;
   what.call.flags = flags & O_ACCMODE;
   what.send_fd = ends[1];
-  const int error = exchange(what);
+  int error = (flags & O_ACCMODE) == O_RDWR ? give_text(setting, ends[1]) : 0;
+  error = error == 0 ? exchange(what) : error;
   ::close(ends[1]);
   if (error != 0) {
     ::close(ends[0]);

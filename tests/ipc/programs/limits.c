@@ -109,6 +109,19 @@ static void next_ids(void) {
   CHECK(s == 88888 && semctl(s, 0, IPC_RMID) == 0);
 }
 
+static void read_and_written(void) {
+  char text[100] = "";
+  int fd = open("/proc/sys/kernel/msgmni", O_RDWR);
+  CHECK(fd >= 0 && read(fd, text, sizeof text) == 6 && strcmp(text, "32000\n") == 0);
+  CHECK(read(fd, text, sizeof text) == 0);
+  close(fd);
+  fd = open("/proc/sys/kernel/msgmni", O_RDWR);
+  CHECK(fd >= 0 && write(fd, "31000", 5) == 5);
+  close(fd);
+  CHECK(strcmp(file_text("msgmni"), "31000\n") == 0);
+  set("msgmni", "32000");
+}
+
 static void others(void) {
   pid_t child = fork();
   if (child == 0) {
@@ -129,6 +142,7 @@ int main(void) {
   sizes();
   counts();
   next_ids();
+  read_and_written();
   others();
   return finish();
 }
