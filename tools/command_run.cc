@@ -279,7 +279,8 @@ int run(const Target& target, const RunOptions& options) {
   const bool terminal = options.copies == 0 && ::isatty(STDIN_FILENO) == 1 && ::isatty(STDOUT_FILENO) == 1;
   std::vector<Program> programs;
   for (const std::string& node : nodes) {
-    auto client = ControlClient::connect(*path);
+    const auto nearest = control_socket_of(target.cluster, node);
+    auto client = ControlClient::connect(nearest ? *nearest : *path);
     if (!client) {
       return complain(client.error());
     }

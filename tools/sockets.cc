@@ -1,5 +1,6 @@
 #include "tools/sockets.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "cluster/local.h"
@@ -7,11 +8,12 @@
 
 namespace kevre::tools {
 
-Result<std::string> control_socket_of(const std::string& cluster) {
+Result<std::string> control_socket_of(const std::string& cluster, const std::string& preferred) {
   if (const char* inside = std::getenv("KEVRE_CONTROL"); inside != nullptr && inside[0] != '\0') {
     return std::string(inside);
   }
-  KEVRE_ASSIGN(const auto nodes, cluster::local::describe(cluster));
+  KEVRE_ASSIGN(auto nodes, cluster::local::describe(cluster));
+  std::stable_partition(nodes.begin(), nodes.end(), [&](const auto& node) { return node.name == preferred; });
   for (const auto& node : nodes) {
     if (ControlClient::connect(node.control_socket)) {
       return node.control_socket;

@@ -9,9 +9,9 @@
 
 namespace kevre::tools {
 
-// Inside a node (KEVRE_CONTROL is set): that node's daemon. Outside: the first node of the local cluster that answers.
-// kNotFound with the remedy when there is none.
-Result<std::string> control_socket_of(const std::string& cluster);
+// Inside a node (KEVRE_CONTROL is set): that node's daemon. Outside: node `preferred` of the local cluster, so that a run
+// there does not depend on another node, else the first that answers. kNotFound with the remedy when there is none.
+Result<std::string> control_socket_of(const std::string& cluster, const std::string& preferred = "");
 
 // Arguments, environment and paths are bytes; JSON strings are UTF-8. Each byte travels as the code point of the same
 // number, so every byte string survives.

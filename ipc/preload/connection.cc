@@ -137,6 +137,9 @@ int new_socket() {
 // A connected socket, or a negative errno.
 int connect_daemon() {
   if (g_path[0] == 0) {
+    remember_path();  // called by another library's constructor, which ran before ours
+  }
+  if (g_path[0] == 0) {
     complain("KEVRE_SOCKET does not name the node's socket; start the program with 'kevre run'", 0);
     return -ENOSYS;
   }

@@ -88,6 +88,17 @@ class Run(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr.decode(), r"^kevre: .*n9.*\n$")
 
+    def test_from_inside_a_node_everything_travels_between_the_daemons(self):
+        data = os.urandom(2_000_000)
+        inner = ("env", "-u", "LD_PRELOAD", KEVRE, "run", "--on", "n2", "--")
+        self.assertEqual(self.run_raw("n1", *inner, "hostname").stdout, b"n2\n")
+        self.assertEqual(self.run_raw("n1", *inner, "cat", input=data).stdout, data)
+        self.assertEqual(self.run_raw("n1", *inner, "sh", "-c", "kill -TERM $$").returncode, 143)
+
+    def test_a_library_whose_constructor_uses_shared_memory_finds_the_cluster(self):
+        done = self.c.run("n2", cluster.program("early"))
+        self.assertEqual((done.stdout, done.stderr), ("made and removed\n", ""))
+
     def test_a_terminal_is_a_terminal_on_the_other_node(self):
         parent, child = pty.openpty()
         process = subprocess.Popen([KEVRE, "--cluster", self.c.name, "run", "--on", "n2", "--", "sh", "-c", "test -t 0 && test -t 1 && stty size"],
