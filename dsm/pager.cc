@@ -150,9 +150,11 @@ Result<std::unique_ptr<Pager>> Pager::create(Sink* sink, const Options& options)
   parts->free_waiter = 1;
   parts->reports.reserve(1024);
   parts->scratch.resize(64 * kPageBytes);
-  parts->kept_memory.resize(Parts::kKeptMax * kPageBytes,
-                            std::byte{1});  // touched: really there when memory is short
-  parts->kept.resize(Parts::kKeptMax);
+  parts->kept.resize(Parts::kKeptReserve);
+  for (KeptPage& one : parts->kept) {
+    one.memory = std::make_unique<std::byte[]>(kPageBytes);
+    std::memset(one.memory.get(), 1, kPageBytes);  // touched: really there when memory is short
+  }
   return std::unique_ptr<Pager>(new Pager(std::move(parts)));
 }
 

@@ -283,11 +283,7 @@ void Pager::Parts::put(Segment& segment, Attachment* attachment, uint64_t n, uin
       ++counters.rivals;  // a frame that the table does not know (a program wrote to the memfd)
       punch(segment, n + i, 1);
     } else if (error == ENOMEM || error == ENOSPC) {
-      if (!keep(segment, n + i, access, bytes + i * kPageBytes)) {
-        KEVRE_LOG_ERROR("no memory for page {} of segment {}: it is lost", n + i, segment.id);
-        segment.page(n + i).flags |= Page::kPoisoned;
-        poison_waiters(segment, n + i);
-      }
+      keep(segment, n + i, access, bytes + i * kPageBytes);
       ++i;
     } else if (direct) {
       attachment = nullptr;  // the program or its mapping is gone
@@ -540,20 +536,25 @@ KeptPage* Pager::Parts::kept_page(SegmentId segment, uint64_t n) {
   return nullptr;
 }
 
-bool Pager::Parts::keep(Segment& segment, uint64_t n, Access access, const std::byte* bytes) {
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (kept[i].bytes == nullptr) {
-      kept[i] = KeptPage{segment.id, n, now_ns(), kept_memory.data() + i * kPageBytes};
-      std::memcpy(kept[i].bytes, bytes, kPageBytes);
-      Page& page = segment.page(n);
-      page.flags |= Page::kKept;
-      page.access = access;
-      ++kept_count;
-      ++counters.kept;
-      return true;
-    }
+// The page's bytes may exist nowhere else, so this never refuses: beyond the reserve it allocates. What can come is
+// bounded by what this node has asked for.
+void Pager::Parts::keep(Segment& segment, uint64_t n, Access access, const std::byte* bytes) {
+  auto free_one = std::find_if(kept.begin(), kept.end(), [](const KeptPage& one) { return one.bytes == nullptr; });
+  if (free_one == kept.end()) {
+    kept.emplace_back();
+    kept.back().memory = std::make_unique<std::byte[]>(kPageBytes);
+    free_one = kept.end() - 1;
   }
-  return false;
+  free_one->segment = segment.id;
+  free_one->page = n;
+  free_one->since = now_ns();
+  free_one->bytes = free_one->memory.get();
+  std::memcpy(free_one->bytes, bytes, kPageBytes);
+  Page& page = segment.page(n);
+  page.flags |= Page::kKept;
+  page.access = access;
+  ++kept_count;
+  ++counters.kept;
 }
 
 void Pager::Parts::forget_kept(Segment& segment, uint64_t n) {

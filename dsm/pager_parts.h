@@ -104,11 +104,12 @@ struct KeptPage {
   SegmentId segment;
   uint64_t page = 0;
   Nanos since = 0;
-  std::byte* bytes = nullptr;  // 4096; nullptr: free
+  std::byte* bytes = nullptr;           // 4096, in `memory`; nullptr: free
+  std::unique_ptr<std::byte[]> memory;  // stays with the entry, so that it is there when memory is short
 };
 
 struct Pager::Parts {
-  static constexpr size_t kKeptMax = 256;
+  static constexpr size_t kKeptReserve = 256;  // entries that need no allocation
   static constexpr Nanos kGiveUp = 10 * kSecond;
 
   Sink* sink = nullptr;
@@ -130,7 +131,6 @@ struct Pager::Parts {
   bool reporting = false;
   std::vector<KeptPage> kept;
   size_t kept_count = 0;
-  std::vector<std::byte> kept_memory;
   std::vector<std::byte> scratch;  // 64 pages
 
   // pager.cc
@@ -194,7 +194,7 @@ struct Pager::Parts {
   void read_run(Segment& segment, uint64_t page, uint64_t count, std::byte* out);
   bool take_by_pipe(Segment& segment, uint64_t page, uint64_t count, std::byte* out);
   void take_run(Segment& segment, uint64_t page, uint64_t count, std::byte* out);
-  bool keep(Segment& segment, uint64_t page, Access access, const std::byte* bytes);
+  void keep(Segment& segment, uint64_t page, Access access, const std::byte* bytes);
   KeptPage* kept_page(SegmentId segment, uint64_t page);
   void forget_kept(Segment& segment, uint64_t page);
   void poison_waiters(Segment& segment, uint64_t page);

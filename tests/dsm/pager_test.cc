@@ -510,6 +510,30 @@ TEST_P(PagerTest, WithoutMemoryAProgramWaitsAndNothingIsLost) {
   EXPECT_EQ(word_of(bytes_of(0)), 13u);
 }
 
+TEST_P(PagerTest, WithoutMemoryForMorePagesThanTheReserveHoldsNothingIsLost) {
+  constexpr SegmentId kOther{77};
+  constexpr uint64_t kMany = 320;
+  ASSERT_TRUE(pager_->open_segment(kOther, kMany));
+  copies_to_fail_ = static_cast<int>(kMany);
+  for (uint64_t page = 0; page < kMany; ++page) {
+    pager_->install(kOther, page, 1, Access::kWrite, filled(1, 1000 + page));
+  }
+  EXPECT_EQ(copies_to_fail_, 0);
+  std::vector<std::byte> out(kPageBytes);
+  for (uint64_t page = 0; page < kMany; page += 2) {
+    pager_->take(kOther, page, 1, out);
+    EXPECT_EQ(word_of(out), 1000 + page);
+  }
+  EXPECT_TRUE(pager_->has_kept());
+  pager_->retry_kept();
+  EXPECT_FALSE(pager_->has_kept());
+  for (uint64_t page = 1; page < kMany; page += 2) {
+    pager_->read(kOther, page, 1, out);
+    EXPECT_EQ(word_of(out), 1000 + page);
+  }
+  pager_->destroy_segment(kOther);
+}
+
 TEST_P(PagerTest, DontNeedLosesNothingAndRemoveGivesZeroes) {
   Running& p = start();
   make_writable(p, 0, 5);
