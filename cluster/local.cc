@@ -329,8 +329,7 @@ class Builder {
   };
 
   std::vector<std::string> init_command(const Starting& s, int ready, int go) const {
-    // The first node is known only when it listens; the others are started behind it, with its address in the
-    // go byte's place: see start_daemon.
+    // The others join the first. A plain first node chooses its port, so they are made when it listens: start_init.
     const PidRange pids = PidRange::divide(s.index, static_cast<uint32_t>(options_.nodes));
     const std::string listen = plain_ ? fmt::format("127.0.0.1:{}", 0) : node_address(s.index) + ":7711";
     std::vector<std::string> words{options_.kevred, "--init",

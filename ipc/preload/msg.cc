@@ -5,6 +5,7 @@
 #include <sys/msg.h>
 
 #include "ipc/preload/connection.h"
+#include "ipc/preload/permissions.h"
 
 namespace kevre::ipc::preload {
 namespace {
@@ -26,13 +27,7 @@ int write_info(int cmd, void* buffer, const Usage& usage) {
 int write_stat(void* buffer, const Stat& stat) {
   msqid_ds ds;
   memset(&ds, 0, sizeof ds);
-  ds.msg_perm.__key = stat.key;
-  ds.msg_perm.uid = stat.uid;
-  ds.msg_perm.gid = stat.gid;
-  ds.msg_perm.cuid = stat.cuid;
-  ds.msg_perm.cgid = stat.cgid;
-  ds.msg_perm.mode = static_cast<decltype(ds.msg_perm.mode)>(stat.mode);
-  ds.msg_perm.__seq = static_cast<decltype(ds.msg_perm.__seq)>(stat.sequence);
+  fill_permissions(ds.msg_perm, stat);
   ds.msg_stime = stat.first_time;
   ds.msg_rtime = stat.second_time;
   ds.msg_ctime = stat.change_time;

@@ -6,6 +6,7 @@
 #include <sys/sem.h>
 
 #include "ipc/preload/connection.h"
+#include "ipc/preload/permissions.h"
 
 namespace kevre::ipc::preload {
 namespace {
@@ -28,13 +29,7 @@ int write_info(int cmd, void* buffer, const Usage& usage) {
 int write_stat(void* buffer, const Stat& stat) {
   semid_ds ds;
   memset(&ds, 0, sizeof ds);
-  ds.sem_perm.__key = stat.key;
-  ds.sem_perm.uid = stat.uid;
-  ds.sem_perm.gid = stat.gid;
-  ds.sem_perm.cuid = stat.cuid;
-  ds.sem_perm.cgid = stat.cgid;
-  ds.sem_perm.mode = static_cast<decltype(ds.sem_perm.mode)>(stat.mode);
-  ds.sem_perm.__seq = static_cast<decltype(ds.sem_perm.__seq)>(stat.sequence);
+  fill_permissions(ds.sem_perm, stat);
   ds.sem_otime = stat.first_time;
   ds.sem_ctime = stat.change_time;
   ds.sem_nsems = stat.size;

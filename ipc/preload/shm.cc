@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ipc/preload/connection.h"
+#include "ipc/preload/permissions.h"
 
 namespace kevre::ipc::preload {
 namespace {
@@ -214,13 +215,7 @@ int write_info(int cmd, void* buffer, const Usage& usage) {
 int write_stat(void* buffer, const Stat& stat) {
   shmid_ds ds;
   memset(&ds, 0, sizeof ds);
-  ds.shm_perm.__key = stat.key;
-  ds.shm_perm.uid = stat.uid;
-  ds.shm_perm.gid = stat.gid;
-  ds.shm_perm.cuid = stat.cuid;
-  ds.shm_perm.cgid = stat.cgid;
-  ds.shm_perm.mode = static_cast<decltype(ds.shm_perm.mode)>(stat.mode);
-  ds.shm_perm.__seq = static_cast<decltype(ds.shm_perm.__seq)>(stat.sequence);
+  fill_permissions(ds.shm_perm, stat);
   ds.shm_segsz = stat.size;
   ds.shm_atime = stat.first_time;
   ds.shm_dtime = stat.second_time;
