@@ -151,8 +151,8 @@ void Node::Parts::on_fault(const Pager::Fault& fault) {
     directory.on_fault(fault.segment, fault.page, fault.want, ask.ahead, effects);
     execute();
   }
-  if (ask.then_pages > 0) {
-    directory.on_fault(fault.segment, ask.then, Access::kRead, ask.then_pages - 1, effects);
+  for (uint32_t i = 0; i < ask.count; ++i) {
+    directory.on_fault(fault.segment, ask.then[i].page, Access::kRead, ask.then[i].pages - 1, effects);
     execute();
   }
 }

@@ -2,10 +2,11 @@
 // coherence.
 //
 // Windows grow 1, 2, 4 .. 64 pages and do not cross a multiple of 64 (so that one window has one home). From
-// 4 pages on the next window is asked for as well; its first page is not mapped when it arrives
-// (Pager::install), so the reader's arrival there is seen as a cheap local fault, and the window after it is
-// asked for while the reader goes through this one. Threads: one owner. Allocates nothing. Tested in
-// tests/dsm/read_ahead_test.cc.
+// 4 pages on windows ahead are asked for as well; the first page of each is not mapped when it arrives
+// (Pager::install), so the reader's arrival there is seen as a cheap local fault, and more is asked for. A
+// reader that does little with a page goes through a window in microseconds, while its way here takes a
+// hundred: only several windows under way keep the wire busy. Their number grows by one with each arrival, up
+// to kDepth. Threads: one owner. Allocates nothing. Tested in tests/dsm/read_ahead_test.cc.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +19,15 @@ namespace kevre::dsm {
 
 class ReadAhead {
  public:
+  static constexpr uint32_t kDepth = 6;
+  struct Window {
+    uint64_t page = 0;
+    uint32_t pages = 0;
+  };
   struct Ask {
-    uint32_t ahead = 0;       // pages behind the faulting one, in the same request
-    uint64_t then = 0;        // a further request: its first page,
-    uint32_t then_pages = 0;  // and how many; 0: none
+    uint32_t ahead = 0;  // pages behind the faulting one, in the same request
+    uint32_t count = 0;  // further requests
+    std::array<Window, kDepth> then;
   };
   explicit ReadAhead(uint32_t ahead_max) : window_max_(std::min<uint32_t>(ahead_max, 63) + 1) {}
 
@@ -29,7 +35,7 @@ class ReadAhead {
   Ask on_read(MmId mm, SegmentId segment, uint64_t page, uint64_t pages) {
     ++clock_;
     for (Stream& s : streams_) {
-      const bool near = page <= s.next && page + 2 * kWindow >= s.next;
+      const bool near = page <= s.next && page + (kDepth + 1) * kWindow >= s.next;
       if (s.window == 0 || s.mm != mm || s.segment != segment || !near || page < s.start) {
         continue;
       }
@@ -39,7 +45,8 @@ class ReadAhead {
       }
       Ask ask;
       if (page >= s.mark && s.mark != kNone) {
-        further(s, pages, &ask);
+        s.depth = std::min(s.depth + 1, kDepth);
+        further(s, page, pages, &ask);
       }
       if (page + 1 < s.next && page != s.start) {  // a page of a window that its home did not send
         ask.ahead =
@@ -49,7 +56,7 @@ class ReadAhead {
     }
     Stream& oldest = *std::min_element(streams_.begin(), streams_.end(),
                                        [](const Stream& a, const Stream& b) { return a.used < b.used; });
-    oldest = Stream{mm, segment, page, page + 1, kNone, 1, clock_};
+    oldest = Stream{mm, segment, page, page + 1, kNone, 1, 1, clock_};
     return {};
   }
 
@@ -60,9 +67,11 @@ class ReadAhead {
     MmId mm;
     SegmentId segment;
     uint64_t start = 0;
-    uint64_t next = 0;      // first page that was not asked for
-    uint64_t mark = kNone;  // first page of the window that was asked for ahead of the reader
-    uint32_t window = 0;    // 0: unused
+    uint64_t next = 0;  // first page that was not asked for
+    uint64_t mark =
+        kNone;            // a fault from here on is the reader's arrival in a window that was asked for ahead
+    uint32_t window = 0;  // 0: unused
+    uint32_t depth = 1;   // windows ahead
     uint64_t used = 0;
   };
 
@@ -80,18 +89,17 @@ class ReadAhead {
     s.next = page + now;
     s.mark = kNone;
     if (s.window >= 4) {
-      further(s, pages, &ask);
+      further(s, s.next - 1, pages, &ask);
     }
     return ask;
   }
-  void further(Stream& s, uint64_t pages, Ask* ask) const {
+  void further(Stream& s, uint64_t page, uint64_t pages, Ask* ask) const {
     grow(s);
-    s.mark = kNone;
-    if (s.next < pages) {
-      ask->then = s.next;
-      ask->then_pages = fit(s.next, s.window, pages);
-      s.mark = s.next;
-      s.next += ask->then_pages;
+    s.mark = page + 1;
+    while (s.next < pages && s.next <= page + s.depth * uint64_t{s.window} && ask->count < kDepth) {
+      Window& window = ask->then[ask->count++];
+      window = {s.next, fit(s.next, s.window, pages)};
+      s.next += window.pages;
     }
   }
 

@@ -26,14 +26,15 @@ int read_through(ReadAhead* read_ahead, uint64_t pages) {
         EXPECT_TRUE(asked.insert(i).second || i == page) << "asked twice for page " << i;
       }
     }
-    if (ask.then_pages > 0) {
+    for (uint32_t k = 0; k < ask.count; ++k) {
+      const ReadAhead::Window window = ask.then[k];
       ++requests;
-      marks.insert(ask.then);
-      for (uint64_t i = ask.then; i < ask.then + ask.then_pages; ++i) {
+      marks.insert(window.page);
+      for (uint64_t i = window.page; i < window.page + window.pages; ++i) {
         EXPECT_TRUE(asked.insert(i).second) << "asked twice for page " << i;
         EXPECT_LT(i, pages);
       }
-      EXPECT_EQ(ask.then / 64, (ask.then + ask.then_pages - 1) / 64) << "a window over a boundary";
+      EXPECT_EQ(window.page / 64, (window.page + window.pages - 1) / 64) << "a window over a boundary";
     }
   }
   EXPECT_EQ(asked.size(), pages);
@@ -55,7 +56,7 @@ TEST(ReadAhead, ScatteredReadsAskForNothingMore) {
   for (uint64_t i = 0; i < 1000; ++i) {
     const ReadAhead::Ask ask = read_ahead.on_read(kMm, kSegment, (i * 7919) % 100'000, 100'000);
     EXPECT_EQ(ask.ahead, 0u);
-    EXPECT_EQ(ask.then_pages, 0u);
+    EXPECT_EQ(ask.count, 0u);
   }
 }
 
@@ -66,11 +67,31 @@ TEST(ReadAhead, TwoReadersAtOnceAreToldApart) {
   for (int i = 0; i < 10; ++i) {
     const ReadAhead::Ask first = read_ahead.on_read(kMm, kSegment, a, 100'000);
     const ReadAhead::Ask second = read_ahead.on_read(MmId(2), kSegment, b, 100'000);
-    a = first.then_pages > 0 ? first.then : a + first.ahead + 1;
-    b = second.then_pages > 0 ? second.then : b + second.ahead + 1;
-    most = std::max(most, std::min(first.then_pages, second.then_pages));
+    a = first.count > 0 ? first.then[0].page : a + first.ahead + 1;
+    b = second.count > 0 ? second.then[0].page : b + second.ahead + 1;
+    most = std::max(most, std::min(first.then[0].pages, second.then[0].pages));
   }
   EXPECT_GE(most, 32u);
+}
+
+TEST(ReadAhead, AReaderThatGoesOnHasSeveralWindowsUnderWay) {
+  ReadAhead read_ahead(63);
+  uint64_t reader = 0, asked = 1;
+  std::set<uint64_t> marks;
+  for (uint64_t page = 0; page < 4096; ++page) {
+    if (page < asked && page != 0 && !marks.contains(page)) {
+      continue;
+    }
+    const ReadAhead::Ask ask = read_ahead.on_read(kMm, kSegment, page, 100'000);
+    reader = page;
+    asked = std::max(asked, page + ask.ahead + 1);
+    for (uint32_t k = 0; k < ask.count; ++k) {
+      marks.insert(ask.then[k].page);
+      asked = ask.then[k].page + ask.then[k].pages;
+    }
+  }
+  EXPECT_GE(asked - reader, (ReadAhead::kDepth - 1) * 64);
+  EXPECT_LE(asked - reader, (ReadAhead::kDepth + 1) * 64);
 }
 
 }  // namespace
