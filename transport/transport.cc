@@ -35,6 +35,10 @@ Result<void> Transport::compare_swap(NodeId /*peer*/, RemoteAddress /*at*/, uint
   return no_one_sided();
 }
 
+Result<void> Transport::drain_arrivals(std::function<void()> /*done*/) {
+  return no_one_sided();
+}
+
 Result<std::unique_ptr<Transport>> create(const Options& options) {
   if (options.self == kNoNode) {
     return fail(Errc::kInvalid, "transport: node id 0 is no node");

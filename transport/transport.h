@@ -10,7 +10,11 @@
 //     for that peer; Handler::on_writable follows when there is room. Nothing is dropped silently.
 //   * A peer lost (connection broken, error on its endpoint, disconnect() by us): Handler::on_peer_lost once, then
 //     send() answers Errc::kPeerLost until connect() is called again. What had been sent may or may not have arrived.
-//   * One-sided operations exist only where capabilities(peer) says so; otherwise they answer Errc::kUnsupported.
+//   * One-sided operations exist only where capabilities(peer) says so; otherwise they answer Errc::kUnsupported. They
+//     stand in one line with the messages to the same peer: when the peer's memory is read, written or changed, every
+//     message that was sent to it before has arrived there (not: has been handed up there).
+//   * drain_arrivals() turns that order into knowledge: after memory was changed and drain_arrivals() has answered, the
+//     owner of the memory has been handed every message that was sent in front of a read that saw the old contents.
 //   * Every message carries the cluster tag (from the cluster key); one with another tag, a bad length or an unknown
 //     sender is counted and dropped, never passed up: the ports of a backend are open to the network.
 //
@@ -50,7 +54,9 @@ struct Capabilities {
   bool read = false;    // one-sided read without software at the peer
   bool write = false;   // one-sided write
   bool atomic = false;  // 64-bit compare-and-swap, fetch-and-add
-  std::string_view via;  // what carries this peer's messages, for people: "tcp", "shm", "sim", "rc"
+  std::string_view via = "";  // what carries this peer's messages, for people: "tcp", "shm", "sim", "rc"
+  std::string_view backend = "";  // "ucx", "verbs", "sim"
+  std::string_view why = "";  // why a better backend was not taken, with the remedy; empty: there is no better one
 };
 
 // A message buffer from the pool; empty after it was moved away.
@@ -147,6 +153,10 @@ class Transport : public Poller {
   virtual Result<void> fetch_add(NodeId peer, RemoteAddress at, uint64_t addend, Completion done);
   virtual Result<void> compare_swap(NodeId peer, RemoteAddress at, uint64_t expected, uint64_t desired,
                                     Completion done);
+
+  // Calls `done`, in a later progress(), once every message that has arrived at this node by now was handed up.
+  // kUnsupported where peers cannot operate on memory here: then there is nothing to wait for.
+  virtual Result<void> drain_arrivals(std::function<void()> done);
 
   virtual Counters counters() const = 0;
 };
