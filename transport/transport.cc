@@ -1,6 +1,7 @@
 #include "transport/transport.h"
 
 #include "transport/ucx/ucx_transport.h"
+#include "transport/verbs/verbs_transport.h"
 
 namespace kevre::transport {
 namespace {
@@ -47,8 +48,7 @@ Result<std::unique_ptr<Transport>> create(const Options& options) {
     return ucx::UcxTransport::create(options);
   }
   if (options.kind == "verbs") {
-    return fail(Errc::kUnsupported,
-                "transport verbs is not in this build yet: use --transport ucx (or auto)");
+    return verbs::VerbsTransport::create(options);
   }
   return fail(Errc::kInvalid, "transport '{}' does not exist: use auto, ucx or verbs", options.kind);
 }
