@@ -1,0 +1,195 @@
+#!/usr/bin/python3
+"""guest.py [options] [--] COMMAND [ARGUMENT...]: runs a command under a kernel that has Soft-RoCE, so real verbs, here.
+
+QEMU emulates the processors, so neither hardware nor /dev/kvm nor root is needed, and no absolute time means anything. The
+guest's root is this machine's, read-only, below an overlay that is thrown away: any binary built here runs in it as it is, in
+the same folder, with the same environment. Its output arrives as it is written, its exit status is this program's. A single
+argument is a shell command.
+
+  --network none     nothing but loopback (`kevre cluster up` makes its own)
+            dummy    a device rxe0 on 10.77.0.1, for several processes (default)
+            netnsK   network namespaces n1..nK behind one bridge, device rxeI on 10.77.0.I in each
+  --cpus N  --memory MIB  --time-limit SECONDS  --console (the kernel's messages at the end, on stderr)
+
+Exit: the command's status; 121 the network could not be made, 124 time limit, 125 the guest died, 126 no kernel or no QEMU.
+Nothing stays behind, also after Ctrl-C or SIGTERM; QEMU dies with this process. Tested in guest_test.py.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+
+import kernel
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+QEMU = "qemu-system-x86_64"
+BUSYBOX = "/bin/busybox"
+DIED, TIME_LIMIT, UNAVAILABLE = 125, 124, 126
+
+
+def archive(entries):
+    """A cpio archive (newc) of (name, mode, bytes): what the kernel unpacks as its first file system."""
+    out = bytearray()
+    for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")]):
+        raw = name.encode() + b"\0"
+        fields = (number + 1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(raw), 0)
+        out += b"070701" + b"".join(b"%08x" % field for field in fields) + raw
+        out += bytes(-len(out) % 4) + data
+        out += bytes(-len(out) % 4)
+    return out
+
+
+def initramfs(folder, files):
+    def read(path):
+        with open(path, "rb") as file:
+            return file.read()
+    directory, program = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
+    entries = [(name, directory, b"") for name in ("bin", "modules", "guest")]
+    entries += [("bin/busybox", program, read(BUSYBOX)), ("init", program, read(os.path.join(HERE, "guest_init.sh"))),
+                ("guest/main.sh", program, read(os.path.join(HERE, "guest_main.sh")))]
+    modules = os.path.join(folder, "modules")
+    entries += [(f"modules/{name}", program, read(os.path.join(modules, name))) for name in sorted(os.listdir(modules))]
+    return archive(entries + [(f"guest/{name}", program, text.encode()) for name, text in files.items()])
+
+
+def environment():
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in os.environ.items()
+             if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name not in ("PATH", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR")]
+    lines.append("export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp")
+    return "\n".join(lines) + "\n"
+
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Guest:
+    """One boot, one command: with Guest(command, ...) as guest: code = guest.run(output)."""
+
+    def __init__(self, command, network="dummy", cpus=2, memory=1024, time_limit=300):
+        for tool, package in ((QEMU, "qemu-system-x86"), (BUSYBOX, "busybox-static")):
+            if not shutil.which(tool):
+                raise kernel.Unavailable(f"no {tool}: apt-get install {package}")
+        self.command, self.network, self.cpus, self.memory, self.time_limit = command, network, cpus, memory, time_limit
+        self.folder = kernel.get()
+        self.version = os.path.basename(self.folder)
+        self.process = None
+        self.work = tempfile.TemporaryDirectory(prefix="kevre-guest-")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.work.cleanup()
+
+    def console(self):
+        with open(os.path.join(self.work.name, "console"), errors="replace") as file:
+            return file.read()
+
+    def start(self, output, status):
+        image = os.path.join(self.work.name, "initramfs")
+        with open(image, "wb") as file:
+            file.write(initramfs(self.folder, {
+                "command": self.command[0] + "\n" if len(self.command) == 1 else shlex.join(self.command) + "\n",
+                "options": f"NETWORK={shlex.quote(self.network)} FOLDER={shlex.quote(os.getcwd())}\n",
+                "environment": environment()}))
+        arguments = [
+            QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", str(self.memory), "-smp", str(self.cpus),
+            "-display", "none", "-no-reboot", "-nodefaults", "-no-user-config",
+            "-kernel", os.path.join(self.folder, "vmlinux"), "-initrd", image,
+            # The HPET costs 4 us per look at the clock; the emulated TSC is steady and the same on all CPUs.
+            "-append", "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tsc=reliable clocksource=tsc",
+            "-chardev", f"file,id=console,path={self.work.name}/console", "-device", "isa-serial,chardev=console",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=output,fd={output.fileno()}", "-device", "virtserialport,chardev=output,nr=1",
+            "-chardev", f"socket,id=status,fd={status.fileno()}", "-device", "virtserialport,chardev=status,nr=2",
+            "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+            "-device", "virtio-9p-pci,fsdev=root,mount_tag=host"]
+        with open(os.path.join(self.work.name, "qemu"), "wb") as errors:
+            self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
+                                            pass_fds=(output.fileno(), status.fileno()), preexec_fn=die_with_parent)
+
+    def run(self, write):
+        """Boots, hands every piece of output to write(bytes), returns the exit status."""
+        output, their_output = socket.socketpair()
+        status, their_status = socket.socketpair()
+        with output, status:
+            with their_output, their_status:
+                self.start(their_output, their_status)
+            deadline = time.monotonic() + self.time_limit
+            said, open_ends = b"", {output, status}
+            while open_ends:  # QEMU's end closes them
+                ready = select.select(open_ends, (), (), max(0, deadline - time.monotonic()))[0]
+                if not ready:
+                    return TIME_LIMIT
+                for end in ready:
+                    try:
+                        data = end.recv(65536)
+                    except ConnectionResetError:  # its end had bytes of ours unread
+                        data = b""
+                    if not data:
+                        open_ends.remove(end)
+                    elif end is output:
+                        write(data)
+                    else:
+                        said += data
+        self.process.wait()
+        return int(said) if said.strip().isdigit() else DIED
+
+    def why(self):
+        """What QEMU and the guest's kernel said last."""
+        with open(os.path.join(self.work.name, "qemu"), errors="replace") as file:
+            return file.read() + "\n".join(self.console().splitlines()[-80:])
+
+
+def write_all(data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view):]
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__.split(":")[0], description=__doc__.split("\n\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="dummy")
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--memory", type=int, default=1024)
+    parser.add_argument("--time-limit", type=float, default=300)
+    parser.add_argument("--console", action="store_true")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command or not re.fullmatch(r"none|dummy|netns[1-9]\d?", options.network):
+        parser.error("no command" if not command else "the network is none, dummy or netnsK")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    try:
+        with Guest(command, options.network, options.cpus, options.memory, options.time_limit) as guest:
+            code = guest.run(write_all)
+            if code in (DIED, TIME_LIMIT):
+                what = "the guest died" if code == DIED else f"not done within {options.time_limit:g} s"
+                print(f"guest: {what}\n{guest.why()}", file=sys.stderr)
+            elif options.console:
+                print(guest.console(), file=sys.stderr)
+            return code
+    except kernel.Unavailable as error:
+        print(f"guest: {error}", file=sys.stderr)
+        return UNAVAILABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
