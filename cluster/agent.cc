@@ -382,6 +382,10 @@ void Agent::Parts::on_ready(Door::ConnectionId connection, Frame frame) {
     refuse(connection, Errc::kViewChanged, "the coordinator changed while this node joined; try again");
     return;
   }
+  if (const auto reached = transport->can_reach(transport_address); !reached) {
+    refuse(connection, reached.error().code, fmt::format("as {} sees it: {}", options.name, reached.error().text));
+    return;
+  }
   m.id = i->second.id;
   m.name = i->second.hello.name;
   m.transport_address.assign(transport_address.begin(), transport_address.end());

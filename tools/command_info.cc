@@ -63,11 +63,14 @@ int info(const Target& target, bool json) {
     return 0;
   }
   for (const char* key : {"version", "node", "address", "transport", "pages"}) {
-    std::printf("%-10s %s\n", key, (*answer)[key].get<std::string>().c_str());
+    std::printf("%-17s %s\n", key, (*answer)[key].get<std::string>().c_str());
   }
-  Table peers({"peer", "carried by", "why"});
+  for (const auto& [name, value] : (*answer)["counters"].items()) {
+    std::printf("%-17s %s\n", name.c_str(), value.dump().c_str());
+  }
+  Table peers({"peer", "transport", "carried by", "why not a better one"});
   for (const auto& peer : (*answer)["peers"]) {
-    peers.add({peer["name"], peer["via"], peer["why"]});
+    peers.add({peer["name"], peer["backend"], peer["via"], peer["why"]});
   }
   peers.print(stdout);
   return 0;

@@ -20,6 +20,18 @@ namespace {
 
 constexpr Nanos kLeaveWithin = 3 * kSecond;
 
+// What serves a peer and what carries it: "ucx" and "tcp", "verbs" and "rc".
+std::vector<std::string> transports_of(const transport::Transport& transport, NodeId peer) {
+  const transport::Capabilities can = transport.capabilities(peer);
+  std::vector<std::string> names;
+  for (const std::string_view name : {can.backend, can.via}) {
+    if (!name.empty()) {
+      names.emplace_back(name);
+    }
+  }
+  return names;
+}
+
 nlohmann::json micros(const Histogram& h) {
   const auto us = [&](double fraction) { return static_cast<double>(h.percentile_ns(fraction)) / 1000; };
   return {{"median", us(0.5)}, {"p99", us(0.99)}, {"n", h.count()}};
@@ -141,8 +153,8 @@ nlohmann::json Daemon::list_nodes() const {
   auto list = nlohmann::json::array();
   for (const cluster::Member& member : agent_->view().members) {
     const bool self = member.id == agent_->self();
-    const std::string via(self ? "self" : agent_->transport().capabilities(member.id).via);
-    list.push_back({{"name", member.name}, {"state", "up"}, {"address", member.address}, {"transports", {via}}});
+    const auto transports = self ? std::vector<std::string>{"self"} : transports_of(agent_->transport(), member.id);
+    list.push_back({{"name", member.name}, {"state", "up"}, {"address", member.address}, {"transports", transports}});
   }
   return list;
 }
@@ -150,9 +162,10 @@ nlohmann::json Daemon::list_nodes() const {
 nlohmann::json Daemon::describe() const {
   auto transports = nlohmann::json::array();
   for (const cluster::Member& member : agent_->view().members) {
-    const std::string via(agent_->transport().capabilities(member.id).via);
-    if (member.id != agent_->self() && std::find(transports.begin(), transports.end(), via) == transports.end()) {
-      transports.push_back(via);
+    for (const std::string& name : transports_of(agent_->transport(), member.id)) {
+      if (std::find(transports.begin(), transports.end(), name) == transports.end()) {
+        transports.push_back(name);
+      }
     }
   }
   const dsm::NodeStats pages = node_->stats();
@@ -179,8 +192,10 @@ nlohmann::json Daemon::about() const {
     if (member.id != agent_->self()) {
       const auto can = agent_->transport().capabilities(member.id);
       peers.push_back({{"name", member.name},
+                       {"backend", std::string(can.backend)},
                        {"via", std::string(can.via)},
-                       {"why", can.read ? "one-sided reads" : "no verbs backend in this version: messages over UCX"}});
+                       {"one_sided", {{"read", can.read}, {"write", can.write}, {"atomic", can.atomic}}},
+                       {"why", std::string(can.why)}});
     }
   }
   return {{"version", KEVRE_VERSION},
@@ -188,7 +203,23 @@ nlohmann::json Daemon::about() const {
           {"address", agent_->listening_on()},
           {"transport", std::string(agent_->transport().name())},
           {"pages", node_->describe_features()},
-          {"peers", peers}};
+          {"peers", peers},
+          {"counters", count()}};
+}
+
+nlohmann::json Daemon::count() const {
+  const transport::Counters moved = agent_->transport().counters();
+  const dsm::NodeStats pages = node_->stats();
+  return {{"messages_sent", moved.messages_sent},
+          {"messages_received", moved.messages_received},
+          {"bytes_sent", moved.bytes_sent},
+          {"bytes_received", moved.bytes_received},
+          {"rejected", moved.rejected},
+          {"one_sided_reads", moved.one_sided_reads},
+          {"one_sided_writes", moved.one_sided_writes},
+          {"one_sided_atomics", moved.one_sided_atomics},
+          {"pages_in", pages.pages_in},
+          {"pages_out", pages.pages_out}};
 }
 
 }  // namespace kevre::tools

@@ -43,6 +43,7 @@ class Daemon {
   nlohmann::json describe() const;    // this node, with its figures
   nlohmann::json list_nodes() const;  // the view
   nlohmann::json about() const;       // version, transport per peer and why, kernel features
+  nlohmann::json count() const;       // what was moved since start
   void leave_and_stop();
 
   Options options_;

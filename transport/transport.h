@@ -1,5 +1,5 @@
-// Transport: moves bytes between nodes. The one interface over every backend (ucx, sim, later verbs); which one serves a
-// peer is chosen at run time and nothing above this file knows it.
+// Transport: moves bytes between nodes. The one interface over every backend (verbs, ucx, sim); which one serves a peer is
+// chosen at run time (choice.h) and nothing above this file knows it.
 //
 // Model
 //   * A node owns one Transport. Peers are named by NodeId and reached by an opaque Address that the peer's own
@@ -50,7 +50,7 @@ inline constexpr size_t kPayloadBytesMax = size_t{64} << 20;
 using Address = std::vector<std::byte>;  // opaque; at most kAddressBytesMax
 inline constexpr size_t kAddressBytesMax = 4096;
 
-struct Capabilities {
+struct Capabilities {  // the texts are good until the next connect() or disconnect()
   bool read = false;    // one-sided read without software at the peer
   bool write = false;   // one-sided write
   bool atomic = false;  // 64-bit compare-and-swap, fetch-and-add
@@ -133,6 +133,8 @@ class Transport : public Poller {
 
   // Starts to reach `peer`; messages may be sent at once. Connecting to a peer that is connected already is kExists.
   virtual Result<void> connect(NodeId peer, std::span<const std::byte> address) = 0;
+  // Whether connect() could choose a backend for that address: kUnsupported with the remedy when nothing is common.
+  virtual Result<void> can_reach(std::span<const std::byte> /*address*/) const { return {}; }
   // Forgets a peer (it left, or the view says that it is lost). No on_peer_lost follows. Unknown peers are ignored.
   virtual void disconnect(NodeId peer) = 0;
   virtual Capabilities capabilities(NodeId peer) const = 0;
@@ -163,7 +165,7 @@ class Transport : public Poller {
 
 struct Options {
   NodeId self;
-  std::string kind = "auto";         // auto | ucx | verbs (verbs: not in this build yet) ; "ucx" is what auto takes
+  std::string kind = "auto";         // auto | ucx | verbs; auto: all that are here, and one is chosen for each peer
   std::string ucx_tls;               // empty: UCX chooses (tcp, shared memory); else as UCX_TLS
   std::string bind_address;          // IPv4 address whose interface the backend uses; empty: any
   uint64_t cluster_tag = 0;          // from the cluster key

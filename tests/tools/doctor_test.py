@@ -1,6 +1,7 @@
 """`kevre doctor` and `kevre info` say what is there, also as JSON."""
 
 import json
+import os
 import unittest
 
 import cluster
@@ -19,12 +20,33 @@ class Doctor(unittest.TestCase):
     def test_info_names_the_transport_of_each_peer_and_why(self):
         with Cluster(2) as c:
             about = json.loads(kevre("info", "--json", cluster=c.name).stdout)
-            self.assertEqual(about["transport"], "ucx")
-            self.assertEqual([(p["name"], p["via"]) for p in about["peers"]], [("n2", "tcp")])
-            self.assertIn("UCX", about["peers"][0]["why"])
+            self.assertIn("ucx", about["transport"])
+            self.assertEqual([(p["name"], p["backend"], p["via"]) for p in about["peers"]], [("n2", "ucx", "tcp")])
+            self.assertIn("RDMA device", about["peers"][0]["why"])
+            self.assertIn(about["peers"][0]["why"], kevre("info", cluster=c.name).stdout)
             # and inside a node it is that node
             inside = json.loads(c.run("n2", "env", "-u", "LD_PRELOAD", cluster.KEVRE, "info", "--json").stdout)
             self.assertEqual(inside["node"], "n2")
+            counters = json.loads(kevre("info", "--json", cluster=c.name).stdout)["counters"]
+            self.assertGreater(counters["messages_received"], 0)  # the program's output, at least
+            self.assertEqual(counters["one_sided_reads"], 0)
+
+    def test_a_forced_transport_says_that_it_was_forced(self):
+        with Cluster(2, options=("--transport", "ucx")) as c:
+            about = json.loads(kevre("info", "--json", cluster=c.name).stdout)
+            self.assertEqual(about["transport"], "ucx")
+            self.assertEqual(about["peers"][0]["why"], "--transport ucx at this node")
+
+    def test_verbs_forced_on_a_machine_without_a_device_is_refused_in_one_line_with_the_remedy(self):
+        if os.path.isdir("/sys/class/infiniband") and os.listdir("/sys/class/infiniband"):
+            self.skipTest("this machine has an RDMA device")
+        name = f"test-{os.getpid()}"
+        done = kevre("cluster", "up", "--local", 1, "--transport", "verbs", cluster=name, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertIn("no RDMA device", done.stderr)
+        self.assertIn("--transport ucx", done.stderr)
+        self.assertFalse(os.path.exists(f"/run/kevre/{name}"))
 
 
 if __name__ == "__main__":

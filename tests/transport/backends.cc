@@ -3,13 +3,17 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "transport/sim/sim_network.h"
+#include "transport/ucx/ucx_transport.h"
 
 namespace kevre::transport::testing {
 namespace {
 
-class UcxCluster final : public Cluster {
+using Make = Result<std::unique_ptr<Transport>> (*)(const Options&);
+
+// Transports of this machine, each made by `make`.
+class RealCluster final : public Cluster {
  public:
-  UcxCluster(size_t nodes, const Options& options) : options_(options) {
+  RealCluster(size_t nodes, const Options& options, Make make) : options_(options), make_(make) {
     for (size_t i = 0; i < nodes; ++i) {
       Options mine = options;
       mine.self = NodeId(static_cast<uint16_t>(i + 1));
@@ -20,7 +24,7 @@ class UcxCluster final : public Cluster {
     Options mine = options_;
     mine.self = options.self;
     mine.cluster_tag = options.cluster_tag;
-    auto made = create(mine);
+    auto made = make_(mine);
     KEVRE_CHECK(made.has_value(), "{}", made.error().text);
     return std::move(*made);
   }
@@ -37,6 +41,7 @@ class UcxCluster final : public Cluster {
 
  private:
   const Options options_;
+  const Make make_;
   std::vector<std::unique_ptr<Transport>> nodes_;
 };
 
@@ -82,7 +87,17 @@ Backend ucx(const std::string& name, const std::string& tls, const std::string& 
             options.kind = "ucx";
             options.ucx_tls = tls;
             options.bind_address = "127.0.0.1";
-            return std::make_unique<UcxCluster>(nodes, options);
+            return std::make_unique<RealCluster>(nodes, options, &ucx::UcxTransport::create);
+          }};
+}
+
+// What a daemon gets: the choice among all that this machine has.
+Backend choice(const std::string& tls, const std::string& via) {
+  return {"auto", via, [tls](size_t nodes, Options options) -> std::unique_ptr<Cluster> {
+            options.kind = "auto";
+            options.ucx_tls = tls;
+            options.bind_address = "127.0.0.1";
+            return std::make_unique<RealCluster>(nodes, options, &create);
           }};
 }
 
@@ -111,7 +126,7 @@ bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
 }
 
 std::vector<Backend> backends() {
-  return {sim_backend(), ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm")};
+  return {sim_backend(), ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm"), choice("tcp", "tcp")};
 }
 
 void Recorder::on_message(NodeId from, std::span<const std::byte> header,
