@@ -15,6 +15,7 @@
 #include <fstream>
 
 #include "dsm/pager.h"
+#include "transport/verbs/probe.h"
 
 namespace kevre::tools {
 namespace {
@@ -75,16 +76,66 @@ Finding ip_tool() {
   return {State::kLimited, "iproute2", "no ip command", "apt-get install iproute2 (for local clusters)"};
 }
 
-Finding rdma() {
-  std::string names;
+// The command in "cause (command)" or "cause: command".
+std::string remedy_of(const std::string& why) {
+  const size_t open = why.find('('), close = why.rfind(')');
+  if (open != std::string::npos && close != std::string::npos && close > open) {
+    return why.substr(open + 1, close - open - 1);
+  }
+  const size_t colon = why.rfind(": ");
+  return colon == std::string::npos ? why : why.substr(colon + 2);
+}
+
+// Connections are made through the kernel's rdma_cm device, registrations through uverbs.
+Finding rdma_connections(const transport::verbs::Probe& found) {
+  const char* manager = "/dev/infiniband/rdma_cm";
+  if (::access(manager, F_OK) != 0) {
+    return {State::kLimited, "RDMA connections", fmt::format("{} does not exist", manager),
+            found.devices.empty() ? "needed with a device only: modprobe rdma_ucm" : "modprobe rdma_ucm"};
+  }
   std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/class/infiniband", ignored)) {
-    names += (names.empty() ? "" : ", ") + entry.path().filename().string();
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/infiniband", ignored)) {
+    const std::string path = entry.path().string();
+    const bool needed = path == manager || entry.path().filename().string().starts_with("uverbs");
+    if (needed && ::access(path.c_str(), R_OK | W_OK) != 0) {
+      return {State::kLimited, "RDMA connections", fmt::format("no permission on {}", path),
+              fmt::format("chmod 666 {}, or be in its group (usermod -aG rdma USER)", path)};
+    }
   }
-  if (names.empty()) {
-    return {State::kLimited, "RDMA device", "none", "not needed: tcp and shared memory are used"};
+  return {State::kGood, "RDMA connections", manager, ""};
+}
+
+// What RDMA needs, one finding for each thing, so that each has the command that mends it. Nothing of it is needed for
+// kevre to work: what is missing is a note.
+std::vector<Finding> rdma() {
+  const transport::verbs::Probe found = transport::verbs::probe();
+  const std::string instead = "not needed: tcp and shared memory are used";
+  std::vector<Finding> findings;
+  if (found.devices.empty()) {
+    findings.push_back({State::kLimited, "RDMA device", "none", instead + "; " + remedy_of(found.why_not)});
   }
-  return {State::kLimited, "RDMA device", names, "this version reaches it only through UCX"};
+  for (const transport::verbs::Device& device : found.devices) {
+    std::string text = fmt::format("{}, {}, {}", device.name, device.link_layer, device.state);
+    for (const transport::verbs::Port& port : device.ports) {
+      text += fmt::format(", {} on {}", port.subnet.text(), port.interface);
+    }
+    text += fmt::format(", atomics {}, {} reads in flight", device.atomics ? "yes" : "no", device.reads_in_flight);
+    findings.push_back({device.usable() ? State::kGood : State::kLimited, "RDMA device", text, device.why_not});
+  }
+  findings.push_back(rdma_connections(found));
+  const auto& lock = found.memlock;
+  const bool enough = lock.unlimited || lock.limit_bytes >= transport::verbs::kMemlockBytesMin;
+  findings.push_back({enough ? State::kGood : State::kLimited, "locked memory",
+                      lock.unlimited ? "no limit" : fmt::format("limit {} KiB", lock.limit_bytes >> 10),
+                      enough ? ""
+                             : "for RDMA: ulimit -l unlimited; for good: a line '* - memlock unlimited' in "
+                               "/etc/security/limits.conf, or LimitMEMLOCK=infinity in the service"});
+  if (!found.usable() && !found.devices.empty()) {
+    findings.push_back({State::kLimited, "RDMA", found.why_not, instead});
+  } else if (found.usable()) {
+    findings.push_back({State::kGood, "RDMA", "usable: verbs is taken where the peer has a device on the same subnet", ""});
+  }
+  return findings;
 }
 
 Finding huge_pages() {
@@ -129,7 +180,12 @@ Result<void> check_userfaultfd() {
 }
 
 std::vector<Finding> examine() {
-  return {kernel(), userfaultfd(), huge_pages(), namespaces(), ip_tool(), shared_memory(), open_files(), rdma()};
+  std::vector<Finding> findings{kernel(),  userfaultfd(),   huge_pages(), namespaces(),
+                                ip_tool(), shared_memory(), open_files()};
+  for (Finding& finding : rdma()) {
+    findings.push_back(std::move(finding));
+  }
+  return findings;
 }
 
 }  // namespace kevre::tools

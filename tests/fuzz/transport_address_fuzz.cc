@@ -15,8 +15,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto here = decode_address(bytes.subspan(size == 0 ? 0 : 1, middle == 0 ? 0 : middle - 1));
   const auto there = decode_address(bytes.subspan(middle));
   for (const auto& one : {here, there}) {
-    if (one && decode_address(encode_address(*one)) != one) {
-      std::abort();
+    if (one) {
+      const auto again = decode_address(encode_address(*one));
+      if (!again || *again != *one) {
+        std::abort();
+      }
     }
   }
   if (here && encode_address(*here) != Address(bytes.begin() + 1, bytes.begin() + static_cast<std::ptrdiff_t>(middle))) {

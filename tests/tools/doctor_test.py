@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import unittest
 
 import cluster
@@ -16,6 +17,26 @@ class Doctor(unittest.TestCase):
             self.assertIn(finding["state"], ("good", "limited", "missing"))
             self.assertTrue(finding["state"] == "good" or finding["remedy"], finding)
         self.assertIn("userfaultfd", kevre("doctor").stdout)
+
+    def test_what_rdma_lacks_is_a_note_with_the_command_that_mends_it(self):
+        done = kevre("doctor", "--json")  # exit 0: no device is no failure
+        findings = {f["what"]: f for f in json.loads(done.stdout)}
+        for what in ("RDMA device", "RDMA connections", "locked memory"):
+            self.assertIn(what, findings)
+            self.assertIn(findings[what]["state"], ("good", "limited"))
+        if findings["RDMA device"]["found"] == "none":
+            self.assertIn("rdma link add", findings["RDMA device"]["remedy"])
+            self.assertIn("not needed", findings["RDMA device"]["remedy"])
+        if findings["RDMA connections"]["state"] == "limited":
+            self.assertRegex(findings["RDMA connections"]["remedy"], "modprobe rdma_ucm|chmod")
+
+    def test_a_small_memlock_limit_is_named_with_its_remedy(self):
+        # As root the limit does not bind (CAP_IPC_LOCK): as somebody else it does.
+        done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c",
+                               f"ulimit -l 64; exec {cluster.KEVRE} doctor --json"], capture_output=True, text=True)
+        findings = {f["what"]: f for f in json.loads(done.stdout)}
+        self.assertEqual(findings["locked memory"]["found"], "limit 64 KiB")
+        self.assertIn("ulimit -l unlimited", findings["locked memory"]["remedy"])
 
     def test_info_names_the_transport_of_each_peer_and_why(self):
         with Cluster(2) as c:
