@@ -260,7 +260,7 @@ class Builder {
       for (const Starting& s : starting_) {
         inits.push_back(s.node.init_pid);
       }
-      KEVRE_TRY(join_by_bridge(holder_, inits));
+      KEVRE_TRY(join_by_bridge(holder_, inits, soft_roce().empty() ? 0 : kRdmaMtu));
     }
     UpResult up;
     up.missing = missing_;
@@ -269,6 +269,13 @@ class Builder {
       up.nodes.push_back(s.node);
     }
     return up;
+  }
+
+  std::string soft_roce() const {
+    if (plain_ || options_.transport == "ucx" || (options_.transport == "auto" && !soft_roce_loaded())) {
+      return "";
+    }
+    return options_.transport == "verbs" ? "must" : "try";
   }
 
   Result<void> make_directory() {
@@ -339,6 +346,9 @@ class Builder {
                                    "--ready-fd",    std::to_string(ready),
                                    "--go-fd",       std::to_string(go),
                                    "--log",         s.node.directory + "/log"};
+    if (!soft_roce().empty()) {
+      words.insert(words.end(), {"--init-soft-roce", soft_roce()});
+    }
     if (plain_) {
       words.push_back("--init-plain");
     } else {
@@ -350,7 +360,7 @@ class Builder {
     }
     words.insert(words.end(), {"--listen", listen, "--key-file", directory_ + "/key", "--control-socket",
                                s.node.control_socket, "--node-socket", s.node.node_socket,
-                               "--cluster-directory", directory_});
+                               "--cluster-directory", directory_, "--transport", options_.transport});
     words.insert(words.end(), options_.daemon_arguments.begin(), options_.daemon_arguments.end());
     return words;
   }

@@ -26,6 +26,9 @@ struct Options {
   int nodes = 0;
   bool plain = false;
   std::string kevred;                          // path of the daemon
+  // auto | ucx | verbs, given to the daemons. verbs: each node gets a Soft-RoCE device, or up() fails; auto: it gets one
+  // where the machine has Soft-RoCE loaded, else `kevre info` says why not.
+  std::string transport = "auto";
   std::vector<std::string> daemon_arguments;   // added to each daemon's command line
   std::function<void(const std::string&)> progress;  // one short line each; may be empty
   int stop_fd = -1;  // readable: give up and leave nothing behind
@@ -59,6 +62,7 @@ struct InitOptions {
   std::string node;                  // host name of the node
   uint32_t index = 0, nodes = 0;
   bool plain = false;
+  std::string soft_roce;             // "must", "try" or empty: a device on eth0
   int ready_fd = -1, go_fd = -1;     // pipes from and to up()
   std::vector<std::string> daemon;   // command line of the daemon
   std::string log;

@@ -66,7 +66,24 @@ bool wait_for_go(int fd) {
   return got == 1;
 }
 
-pid_t start_daemon(const InitOptions& options) {
+// `note`: what the node does without, for people; empty: nothing.
+Result<void> make_network(const InitOptions& options, std::string* note) {
+  if (options.plain) {
+    return {};
+  }
+  KEVRE_TRY(configure_node_network(options.index));
+  if (options.soft_roce.empty()) {
+    return {};
+  }
+  const Result<void> made = add_soft_roce(options.node, options.index);
+  if (!made && options.soft_roce == "must") {
+    return fail(made.error().code, "{}; or use --transport ucx", made.error().text);
+  }
+  *note = made ? "" : made.error().text;
+  return {};
+}
+
+pid_t start_daemon(const InitOptions& options, const std::string& note) {
   const pid_t child = ::fork();
   if (child != 0) {
     return child;
@@ -86,6 +103,11 @@ pid_t start_daemon(const InitOptions& options) {
   std::vector<char*> arguments;
   for (const std::string& word : options.daemon) {
     arguments.push_back(const_cast<char*>(word.c_str()));
+  }
+  std::string option = "--note";
+  std::string text = note;
+  if (!note.empty()) {
+    arguments.insert(arguments.end(), {option.data(), text.data()});
   }
   arguments.push_back(nullptr);
   ::execv(arguments[0], arguments.data());
@@ -139,13 +161,12 @@ int node_init_main(const InitOptions& options) {
   if (!wait_for_go(options.go_fd)) {
     return 1;
   }
-  if (!options.plain) {
-    if (const Result<void> up = configure_node_network(options.index); !up) {
-      ::dprintf(options.ready_fd, "%s: %s\n", options.node.c_str(), up.error().text.c_str());
-      return 1;
-    }
+  std::string note;
+  if (const Result<void> up = make_network(options, &note); !up) {
+    ::dprintf(options.ready_fd, "%s: %s\n", options.node.c_str(), up.error().text.c_str());
+    return 1;
   }
-  const pid_t daemon = start_daemon(options);
+  const pid_t daemon = start_daemon(options, note);
   ::close(options.ready_fd);  // only the daemon has it now: its end is seen by up()
   for (;;) {
     int number = 0;

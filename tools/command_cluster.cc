@@ -48,7 +48,7 @@ int cluster_up(const Target& target, const UpOptions& options) {
   up.nodes = options.nodes;
   up.plain = options.plain;
   up.kevred = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "kevred";
-  up.daemon_arguments = {"--transport", options.transport};
+  up.transport = options.transport;
   if (!options.ucx_tls.empty()) {
     up.daemon_arguments.insert(up.daemon_arguments.end(), {"--ucx-tls", options.ucx_tls});
   }

@@ -65,6 +65,9 @@ int info(const Target& target, bool json) {
   for (const char* key : {"version", "node", "address", "transport", "pages"}) {
     std::printf("%-17s %s\n", key, (*answer)[key].get<std::string>().c_str());
   }
+  if (const std::string note = answer->value("note", ""); !note.empty()) {
+    std::printf("%-17s %s\n", "note", note.c_str());
+  }
   for (const auto& [name, value] : (*answer)["counters"].items()) {
     std::printf("%-17s %s\n", name.c_str(), value.dump().c_str());
   }

@@ -203,6 +203,7 @@ nlohmann::json Daemon::about() const {
           {"address", agent_->listening_on()},
           {"transport", std::string(agent_->transport().name())},
           {"pages", node_->describe_features()},
+          {"note", options_.note},
           {"peers", peers},
           {"counters", count()}};
 }

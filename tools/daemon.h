@@ -24,6 +24,7 @@ class Daemon {
     std::string control_socket;  // for the command line, mode 0600
     std::string node_socket;     // for programs, mode 0666
     std::string preload;         // path of libkevre-preload.so
+    std::string note;            // what this node was started without, for people; empty: nothing
     uint64_t open_files = 0;     // programs' soft limit of open files; 0: as the daemon's
     Nanos spin_ns = 20'000;
   };

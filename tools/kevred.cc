@@ -38,6 +38,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--transport", agent.transport_kind, "auto, ucx or verbs")->capture_default_str();
   app.add_option("--ucx-tls", agent.ucx_tls, "what UCX may use, as UCX_TLS");
   app.add_option("--spin-us", a.spin_us, "spin so long after traffic before sleeping")->capture_default_str();
+  app.add_option("--note", a.daemon.note, "what this node does without, for kevre info")->group("");
   app.add_option("--pid-first", agent.pid_first, "the node's pid range");
   app.add_option("--pid-last", agent.pid_last);
   app.add_option("--ready-fd", a.init.ready_fd, "a descriptor that is told when the daemon is ready")->group("");
@@ -45,6 +46,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_flag("--init", a.is_init)->group("");
   app.add_flag("--hold", a.is_holder)->group("");
   app.add_flag("--init-plain", a.init.plain)->group("");
+  app.add_option("--init-soft-roce", a.init.soft_roce)->group("");
   app.add_option("--init-index", a.init.index)->group("");
   app.add_option("--init-nodes", a.init.nodes)->group("");
   app.add_option("--go-fd", a.init.go_fd)->group("");
@@ -55,7 +57,7 @@ void declare(CLI::App& app, Arguments& a) {
 int be_init(Arguments& a, int argc, char** argv) {
   a.init.node = a.daemon.agent.name;
   const std::set<std::string> flags{"--init", "--init-plain"};
-  const std::set<std::string> options{"--init-index", "--init-nodes", "--go-fd", "--log"};
+  const std::set<std::string> options{"--init-index", "--init-nodes", "--init-soft-roce", "--go-fd", "--log"};
   a.init.daemon.push_back(std::filesystem::read_symlink("/proc/self/exe"));
   for (int i = 1; i < argc; ++i) {
     if (options.contains(argv[i])) {
