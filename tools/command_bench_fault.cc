@@ -1,9 +1,11 @@
-// `kevre bench fault`: what a page fault served by another node costs an unmodified program, beside the raw UCX round
-// trip of the same bytes between the same two places in the same waiting mode. Brings up its own two nodes:
+// `kevre bench fault`: what a page fault served by another node costs an unmodified program, beside the raw transport's round
+// trip of the same bytes between the same two places in the same waiting mode. Brings up its own nodes:
 //   tcp      two nodes in network namespaces of their own
 //   shm      two nodes as plain processes that may see each other's memory
+//   verbs    three nodes with an RDMA device each, or plain processes at the machine's; the reference is an RDMA READ of the
+//            page and a fault served locally
 // each with daemons that spin, and with daemons that sleep. bench/fault_side.c is the program on both sides;
-// bench/raw_ucx.h is the raw side. Everything in one run, so that the ratios are of one machine at one time.
+// bench/bench_pair.cc is the raw side. Everything in one run, so that the ratios are of one machine at one time.
 //
 // Placement: node 1 with all that runs on it (daemon, program, raw process) is bound to one CPU, node 2 to another, in
 // every setting. Programs and raw processes are children of the daemon and inherit it. A wake-up across CPUs costs several
@@ -18,68 +20,29 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "base/clock.h"
 #include "cluster/local.h"
+#include "tools/bench_parts.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
 #include "tools/piped_program.h"
-#include "tools/table.h"
 
 namespace kevre::tools {
 namespace {
 
-struct Sample {
-  double median = 0, p99 = 0;
-  uint64_t n = 0;
-};
-
-// Medians of rounds, so that one slow round of a shared machine does not decide.
-struct Rounds {
-  std::vector<double> medians, p99s;
-  uint64_t n = 0;
-  void add(const nlohmann::json& one, double scale) {
-    medians.push_back(one["median"].get<double>() / scale);
-    p99s.push_back(one["p99"].get<double>() / scale);
-    n += one["n"].get<uint64_t>();
-  }
-  static double middle(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values.empty() ? 0 : values[values.size() / 2];
-  }
-  Sample sample() const { return {middle(medians), middle(p99s), n}; }
-};
-
-struct Row {
-  std::string name, unit, reference;
-  Sample ours, raw;
-  double target = 0;        // of `ratio`; 0: none
-  bool bandwidth = false;   // larger is better: ratio = raw / ours
-  double ratio() const { return bandwidth ? raw.median / ours.median : ours.median / raw.median; }
-};
-
 struct Setting {
-  std::string name;      // "tcp, sleeping"
-  bool plain = false;    // plain processes instead of namespaces
+  std::string name;        // "tcp, sleeping"
+  std::string transport;   // ucx, verbs
+  bool plain = false;      // plain processes instead of namespaces
   std::string tls;
   bool spinning = false;
+  bool verbs() const { return transport == "verbs"; }
 };
 
-std::string own_path(const char* sibling) {
-  return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / sibling).string();
-}
-
-std::vector<int> allowed_cpus() {
-  cpu_set_t set;
-  std::vector<int> cpus;
-  if (::sched_getaffinity(0, sizeof set, &set) == 0) {
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (CPU_ISSET(static_cast<size_t>(cpu), &set)) {
-        cpus.push_back(cpu);
-      }
-    }
-  }
-  return cpus;
-}
+struct Amount {  // how much is measured
+  int rounds = 5;
+  uint64_t pages = 2048, stream_pages = 32768;
+  uint64_t raw_rounds = 1000;
+};
 
 Result<void> bind_threads(pid_t pid, int cpu) {
   cpu_set_t set;
@@ -94,12 +57,13 @@ Result<void> bind_threads(pid_t pid, int cpu) {
   return error ? fail_errno_text(error.value(), fmt::format("the threads of the daemon {}", pid)) : Result<void>{};
 }
 
-// A local cluster of two nodes for one setting; down when the object goes.
-class TwoNodes {
+// A local cluster for one setting, of two nodes, or of three where pages are fetched one-sidedly; down when the object goes.
+class Nodes {
  public:
-  explicit TwoNodes(const Setting& setting) : name_("bench-" + std::to_string(::getpid())) {
+  explicit Nodes(const Setting& setting) : name_("bench-" + std::to_string(::getpid())) {
     UpOptions up;
-    up.nodes = 2;
+    up.nodes = setting.verbs() ? 3 : 2;
+    up.transport = setting.transport;
     up.plain = setting.plain;
     up.ucx_tls = setting.tls;
     up.spin_us = setting.spinning ? 1'000'000 : 0;
@@ -116,14 +80,22 @@ class TwoNodes {
     }
     return {};
   }
-  ~TwoNodes() {
+  ~Nodes() {
     if (ok_) {
       cluster_down({name_});
     }
   }
-  TwoNodes(const TwoNodes&) = delete;
-  TwoNodes& operator=(const TwoNodes&) = delete;
+  Nodes(const Nodes&) = delete;
+  Nodes& operator=(const Nodes&) = delete;
   bool ok() const { return ok_; }
+
+  // What n1's daemon counted: pages that it fetched one-sidedly.
+  Result<uint64_t> fetched() const {
+    KEVRE_ASSIGN(const auto nodes, cluster::local::describe(name_));
+    KEVRE_ASSIGN(ControlClient client, ControlClient::connect(nodes.at(0).control_socket));
+    KEVRE_ASSIGN(const nlohmann::json answer, client.call({{"do", "info"}}));
+    return answer.value("counters", nlohmann::json::object()).value("pages_fetched", uint64_t{0});
+  }
 
   Result<PipedProgram> start(const std::string& node, std::vector<std::string> command) const {
     std::vector<std::string> whole{own_path("kevre"), "--cluster", name_, "run", "--on", node, "--"};
@@ -149,16 +121,51 @@ Result<nlohmann::json> ask(PipedProgram& program, const std::string& line) {
 }
 
 struct Faults {
-  Rounds read, upgrade, write;
+  Rounds read, upgrade, write, clean;
+  uint64_t clean_fetched = 0;     // of clean.n: came one-sidedly
   std::vector<double> bandwidth;  // MB/s of each stream
 };
 
-Result<Faults> measure_faults(const TwoNodes& nodes, int rounds, uint64_t pages, uint64_t stream_pages) {
-  const std::string side = own_path("fault_side");
-  KEVRE_ASSIGN(PipedProgram near, nodes.start("n1", {side, "0x6b01", std::to_string(pages)}));
-  KEVRE_ASSIGN(PipedProgram far, nodes.start("n2", {side, "0x6b01", std::to_string(pages)}));
+constexpr const char* kKey = "0x6b01";
+constexpr const char* kStreamKey = "0x6b02";
+
+// Pages that the far node wrote and a third node has read: nobody may write them now.
+Result<void> measure_clean(const Nodes& nodes, const Amount& amount, PipedProgram& near, PipedProgram& far, Faults& faults) {
+  KEVRE_ASSIGN(PipedProgram third, nodes.start("n3", {own_path("fault_side"), kKey, std::to_string(amount.pages)}));
+  for (int round = 0; round <= amount.rounds; ++round) {
+    KEVRE_TRY(ask(far, "own"));
+    KEVRE_TRY(ask(third, "read " + std::to_string(round + 7)));
+    KEVRE_ASSIGN(const uint64_t before, nodes.fetched());
+    KEVRE_ASSIGN(const nlohmann::json clean, ask(near, "read " + std::to_string(round + 1)));
+    KEVRE_ASSIGN(const uint64_t after, nodes.fetched());
+    if (round > 0) {
+      faults.clean.add(clean, kMicro);
+      faults.clean_fetched += after - before;
+    }
+  }
+  return {};
+}
+
+Result<void> measure_stream(const Nodes& nodes, const Amount& amount, Faults& faults) {
+  const std::vector<std::string> side{own_path("fault_side"), kStreamKey, std::to_string(amount.stream_pages)};
+  KEVRE_ASSIGN(PipedProgram near, nodes.start("n1", side));
+  KEVRE_ASSIGN(PipedProgram far, nodes.start("n2", side));
+  for (int round = 0; round <= amount.rounds; ++round) {
+    KEVRE_TRY(ask(far, "own"));
+    KEVRE_ASSIGN(const nlohmann::json stream, ask(near, "stream"));
+    if (round > 0) {
+      faults.bandwidth.push_back(stream["pages"].get<double>() * 4096 * 1000 / stream["ns"].get<double>());
+    }
+  }
+  return {};
+}
+
+Result<Faults> measure_faults(const Nodes& nodes, const Setting& setting, const Amount& amount) {
+  const std::vector<std::string> side{own_path("fault_side"), kKey, std::to_string(amount.pages)};
+  KEVRE_ASSIGN(PipedProgram near, nodes.start("n1", side));
+  KEVRE_ASSIGN(PipedProgram far, nodes.start("n2", side));
   Faults faults;
-  for (int round = 0; round <= rounds; ++round) {
+  for (int round = 0; round <= amount.rounds; ++round) {
     const std::string seed = std::to_string(round + 1);
     KEVRE_TRY(ask(far, "own"));
     KEVRE_ASSIGN(const nlohmann::json read, ask(near, "read " + seed));
@@ -172,38 +179,26 @@ Result<Faults> measure_faults(const TwoNodes& nodes, int rounds, uint64_t pages,
     faults.upgrade.add(upgrade, kMicro);
     faults.write.add(write, kMicro);
   }
-  KEVRE_ASSIGN(PipedProgram near_stream, nodes.start("n1", {side, "0x6b02", std::to_string(stream_pages)}));
-  KEVRE_ASSIGN(PipedProgram far_stream, nodes.start("n2", {side, "0x6b02", std::to_string(stream_pages)}));
-  for (int round = 0; round <= rounds; ++round) {
-    KEVRE_TRY(ask(far_stream, "own"));
-    KEVRE_ASSIGN(const nlohmann::json stream, ask(near_stream, "stream"));
-    if (round > 0) {
-      faults.bandwidth.push_back(stream["pages"].get<double>() * 4096 * 1000 / stream["ns"].get<double>());
-    }
+  if (setting.verbs()) {
+    KEVRE_TRY(measure_clean(nodes, amount, near, far, faults));
   }
+  KEVRE_TRY(measure_stream(nodes, amount, faults));
   return faults;
 }
 
-struct Raw {
-  Rounds round_trip;
-  std::vector<double> bandwidth;
-};
-
 // The raw side runs in the same two places as the programs, right before and after them.
-Result<void> measure_raw(const TwoNodes& nodes, const Setting& setting, int rounds, Raw& raw) {
-  const std::string bench = own_path("bench_raw_ucx");
+Result<void> measure_raw(const Nodes& nodes, const Setting& setting, const Amount& amount, PairResults& raw) {
   const std::string meeting = "/tmp/kevre-bench-" + std::to_string(::getpid()) + ".sock";
-  const std::string wait = setting.spinning ? "spin" : "sleep";
-  for (int round = 0; round < rounds; ++round) {
-    KEVRE_ASSIGN(PipedProgram server, nodes.start("n2", {bench, "server", meeting, setting.tls, wait}));
-    KEVRE_ASSIGN(PipedProgram client, nodes.start("n1", {bench, "client", meeting, setting.tls, wait}));
+  const auto side = [&](const char* role) {
+    return std::vector<std::string>{own_path("bench_pair"), "raw", role, meeting, setting.transport,
+                                    setting.tls.empty() ? "-" : setting.tls, std::to_string(amount.raw_rounds), "-1",
+                                    setting.spinning ? "spin" : "sleep"};
+  };
+  for (int round = 0; round < amount.rounds; ++round) {
+    KEVRE_ASSIGN(PipedProgram server, nodes.start("n2", side("server")));
+    KEVRE_ASSIGN(PipedProgram client, nodes.start("n1", side("client")));
     KEVRE_ASSIGN(const std::string text, client.read_line(kTimeoutMs));
-    const nlohmann::json answer = nlohmann::json::parse(text, nullptr, false);
-    if (answer.is_discarded() || !answer.contains("round_trip")) {
-      return fail(Errc::kCorrupt, "the raw benchmark answered '{}'", text);
-    }
-    raw.round_trip.add(answer["round_trip"], kMicro);
-    raw.bandwidth.push_back(answer["mb_per_s"].get<double>());
+    KEVRE_TRY(raw.add(text));
     KEVRE_TRY(server.finish(kTimeoutMs));
   }
   std::error_code ignored;
@@ -211,77 +206,117 @@ Result<void> measure_raw(const TwoNodes& nodes, const Setting& setting, int roun
   return {};
 }
 
+struct Reference {
+  std::string name, stream_name;
+  Sample fault, stream;
+};
+
+Sample in_micros(const Sample& nanos) { return {nanos.median / kMicro, nanos.p99 / kMicro, nanos.n}; }
+
+Result<Reference> reference_of(const Setting& setting, const PairResults& raw) {
+  const std::string waiting = setting.spinning ? "spinning" : "sleeping";
+  const auto times = [&](const char* name) { return raw.times.find({name, waiting, 4096}); };
+  const auto base = times(setting.verbs() ? "one-sided read" : "round trip");
+  const auto streams = raw.bandwidth.find({setting.verbs() ? "one-sided read stream" : "message stream", waiting, 65536});
+  const auto local = times("local fault");
+  if (base == raw.times.end() || streams == raw.bandwidth.end() || (setting.verbs() && local == raw.times.end())) {
+    return fail(Errc::kCorrupt, "the raw side measured too little for '{}'", setting.name);
+  }
+  Reference reference{"UCX round trip 4 KiB", "UCX stream of 64 KiB", in_micros(base->second.sample()),
+                      {Rounds::middle(streams->second), 0, streams->second.size()}};
+  if (setting.verbs()) {
+    const Sample floor = in_micros(local->second.sample());
+    reference.name = fmt::format("RDMA READ 4 KiB ({:.1f}) + local fault ({:.1f})", reference.fault.median, floor.median);
+    reference.stream_name = "RDMA READ stream of 64 KiB";
+    reference.fault.median += floor.median;
+    reference.fault.p99 += floor.p99;
+  }
+  return reference;
+}
+
+Amount amount_of(const BenchOptions& options) {
+  Amount amount;
+  if (options.quick) {
+    amount = {1, 512, 4096, 300};
+  }
+  if (options.iterations > 0) {
+    amount.pages = options.iterations;
+    amount.stream_pages = std::max<uint64_t>(options.iterations, 64);
+    amount.raw_rounds = options.iterations;
+    amount.rounds = 3;
+  }
+  return amount;
+}
+
 Result<void> measure(const Setting& setting, const BenchOptions& options, std::vector<Row>& rows) {
-  const int rounds = options.quick ? 1 : 5;
-  const uint64_t pages = options.quick ? 512 : 2048, stream_pages = options.quick ? 4096 : 32768;
-  const TwoNodes nodes(setting);
+  const Amount amount = amount_of(options);
+  const Nodes nodes(setting);
   if (!nodes.ok()) {
     return fail(Errc::kSystem, "no cluster for '{}' (the reason is above)", setting.name);
   }
   KEVRE_TRY(nodes.place());
-  Raw raw;
-  KEVRE_TRY(measure_raw(nodes, setting, rounds, raw));
-  KEVRE_ASSIGN(const Faults faults, measure_faults(nodes, rounds, pages, stream_pages));
-  KEVRE_TRY(measure_raw(nodes, setting, rounds, raw));
+  PairResults raw;
+  KEVRE_TRY(measure_raw(nodes, setting, amount, raw));
+  KEVRE_ASSIGN(const Faults faults, measure_faults(nodes, setting, amount));
+  KEVRE_TRY(measure_raw(nodes, setting, amount, raw));
 
-  const Sample round_trip = raw.round_trip.sample();
+  KEVRE_ASSIGN(const Reference reference, reference_of(setting, raw));
   const double target = setting.spinning ? 0 : 1.5;
-  const std::string reference = "UCX round trip 4 KiB";
-  rows.push_back({setting.name + ": read fault", "us", reference, faults.read.sample(), round_trip, target});
-  rows.push_back({setting.name + ": write fault", "us", reference, faults.write.sample(), round_trip, target});
-  rows.push_back({setting.name + ": write fault, page shared", "us", reference, faults.upgrade.sample(), round_trip, 0});
+  const auto add = [&](const char* name, const Rounds& ours, double wanted) {
+    rows.push_back({setting.name + ": " + name, "us", reference.name, ours.sample(), reference.fault, wanted});
+  };
+  add("read fault", faults.read, target);
+  if (setting.verbs()) {
+    add("read fault, clean page", faults.clean, target);
+    rows.back().note = fmt::format("{} of {} pages fetched one-sidedly", faults.clean_fetched, faults.clean.n);
+  }
+  add("write fault", faults.write, target);
+  add("write fault, page shared", faults.upgrade, 0);
   const Sample ours{Rounds::middle(faults.bandwidth), 0, faults.bandwidth.size()};
-  const Sample theirs{Rounds::middle(raw.bandwidth), 0, raw.bandwidth.size()};
-  rows.push_back({setting.name + ": sequential read", "MB/s", "UCX stream of 64 KiB", ours, theirs, 1.25, true});
+  rows.push_back({setting.name + ": sequential read", "MB/s", reference.stream_name, ours, reference.stream, 1.25, true});
   return {};
 }
 
-nlohmann::json to_json(const std::vector<Row>& rows) {
-  auto list = nlohmann::json::array();
-  for (const Row& row : rows) {
-    list.push_back({{"case", row.name},
-                    {"unit", row.unit},
-                    {"kevre", {{"median", row.ours.median}, {"p99", row.ours.p99}, {"n", row.ours.n}}},
-                    {"reference",
-                     {{"name", row.reference}, {"median", row.raw.median}, {"p99", row.raw.p99}, {"n", row.raw.n}}},
-                    {"ratio", row.ratio()},
-                    {"target", row.target > 0 ? nlohmann::json(row.target) : nlohmann::json()}});
+// Nodes in namespaces get a Soft-RoCE device each; an adapter serves this namespace only, so its nodes are plain processes.
+std::vector<Setting> settings_of(const BenchOptions& options, bool verbs) {
+  std::vector<Setting> settings;
+  if (options.transport != "verbs") {
+    settings = {{"tcp, sleeping", "ucx", false, "tcp", false},
+                {"tcp, spinning", "ucx", false, "tcp", true},
+                {"shm, sleeping", "ucx", true, "posix", false},
+                {"shm, spinning", "ucx", true, "posix", true}};
   }
-  return {{"bench", "fault"}, {"transport", "ucx"}, {"version", KEVRE_VERSION}, {"rows", list}};
-}
-
-void print(const std::vector<Row>& rows) {
-  Table table({"case", "unit", "kevre", "p99", "n", "raw", "p99", "ratio", "target"});
-  for (const Row& row : rows) {
-    table.add({row.name, row.unit, fmt::format("{:.1f}", row.ours.median),
-               row.bandwidth ? "" : fmt::format("{:.1f}", row.ours.p99), std::to_string(row.ours.n),
-               fmt::format("{:.1f}", row.raw.median), row.bandwidth ? "" : fmt::format("{:.1f}", row.raw.p99),
-               fmt::format("{:.2f}", row.ratio()), row.target > 0 ? fmt::format("{:.2f}", row.target) : ""});
+  if (verbs) {
+    const bool plain = ::access("/sys/module/rdma_rxe", F_OK) != 0;
+    settings.push_back({"verbs, sleeping", "verbs", plain, "", false});
+    if (allowed_cpus().size() > 1) {
+      settings.push_back({"verbs, spinning", "verbs", plain, "", true});
+    }
   }
-  table.print(stdout);
+  return settings;
 }
 
 }  // namespace
 
 int bench_fault(const BenchOptions& options) {
-  const std::vector<Setting> settings{{"tcp, sleeping", false, "tcp", false},
-                                      {"tcp, spinning", false, "tcp", true},
-                                      {"shm, sleeping", true, "posix", false},
-                                      {"shm, spinning", true, "posix", true}};
+  bool verbs = ::access("/sys/module/rdma_rxe", F_OK) == 0;
+  if (options.transport == "verbs" && !verbs) {
+    if (const auto usable = check_verbs(); !usable) {
+      return complain(usable.error());
+    }
+    verbs = true;
+  }
+  const std::vector<Setting> settings = settings_of(options, verbs && options.transport != "ucx");
   std::vector<Row> rows;
   for (size_t i = 0; i < settings.size(); ++i) {
-    if (::isatty(STDERR_FILENO) == 1) {
-      std::fprintf(stderr, "\r%zu/%zu %-20s", i + 1, settings.size(), settings[i].name.c_str());
-    }
+    show_progress(i, settings.size(), settings[i].name);
     if (const auto measured = measure(settings[i], options, rows); !measured) {
       return complain(measured.error());
     }
   }
-  if (::isatty(STDERR_FILENO) == 1) {
-    std::fprintf(stderr, "\r%30s\r", "");
-  }
+  show_progress(1, 1, "");
   if (options.json) {
-    std::printf("%s\n", to_json(rows).dump(2).c_str());
+    std::printf("%s\n", to_json("fault", settings.back().transport, rows).dump(2).c_str());
   } else {
     print(rows);
   }

@@ -43,7 +43,10 @@ int doctor(bool json);
 struct BenchOptions {
   bool json = false;
   bool quick = false;  // fewer rounds, for tests of the command itself
+  std::string transport = "auto";  // all that are here
+  uint64_t iterations = 0;         // of each measurement; 0: the command's own number
 };
 int bench_fault(const BenchOptions& options);
+int bench_transport(const BenchOptions& options);
 
 }  // namespace kevre::tools

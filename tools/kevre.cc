@@ -76,9 +76,17 @@ void add_rest(CLI::App& app, Arguments& a, std::function<int()>& action) {
   CLI::App* bench = app.add_subcommand("bench", "measure: ours and the raw transport in one run");
   bench->require_subcommand(1);
   CLI::App* fault = bench->add_subcommand("fault", "page faults served by another node");
-  add_json(fault, a.bench.json);
-  fault->add_flag("--quick", a.bench.quick, "fewer rounds");
+  CLI::App* transport = bench->add_subcommand("transport", "messages and one-sided operations between two processes");
+  for (CLI::App* one : {fault, transport}) {
+    add_json(one, a.bench.json);
+    one->add_flag("--quick", a.bench.quick, "fewer rounds");
+    one->add_option("--transport", a.bench.transport, "auto (all that are here), ucx or verbs")
+        ->check(CLI::IsMember({"auto", "ucx", "verbs"}));
+    one->add_option("--iterations", a.bench.iterations, "so many of each measurement, for slow machines")
+        ->check(CLI::Range(uint64_t{1}, uint64_t{1'000'000}));
+  }
   fault->callback([&] { action = [&a] { return bench_fault(a.bench); }; });
+  transport->callback([&] { action = [&a] { return bench_transport(a.bench); }; });
   CLI::App* look = app.add_subcommand("info", "this node: version, transport, kernel features");
   add_json(look, a.json);
   look->callback([&] { action = [&a] { return info(a.target, a.json); }; });
