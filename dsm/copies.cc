@@ -9,6 +9,9 @@
 // nobody waits for it. Holding cannot block: it ends by itself, and its end needs no other page and no other
 // node.
 //
+// A fetch (fetch.cc) is no request: the home knows of it only by its note. So while one is under way nothing else is asked
+// for the page, kRevoke spoils it and is answered at once, and so does the arrival of the page by message.
+//
 // Faults and grants cross: a page may arrive that was not asked for (fetched ahead), or be asked for while it
 // is already on its way. The arrival resolves what it suffices for; the home drops the request that has
 // become empty (home.cc, 3).
@@ -36,7 +39,7 @@ void Directory::Parts::fault(SegmentId segment, uint64_t page, Access want, uint
     ++wants_open;
   }
   c.want = want;
-  if (c.issued == Access::kNone) {
+  if (c.issued == Access::kNone && c.fetch == 0) {
     issue(segment, page, c, want == Access::kRead ? ahead : 0);
   }
 }
@@ -44,8 +47,11 @@ void Directory::Parts::fault(SegmentId segment, uint64_t page, Access want, uint
 // Asks the home. Between views nothing is asked; became_ready() asks for all that is still wanted. A node
 // that has not seen the view in which the segment was born waits too: what it touched in an older one would
 // count as never touched.
-void Directory::Parts::issue(SegmentId segment, uint64_t page, CopyPage& c, uint32_t ahead) {
+void Directory::Parts::issue(SegmentId segment, uint64_t page, CopyPage& c, uint32_t ahead, bool may_fetch) {
   if (phase != Phase::kReady || !member_self || born(segment) > view) {
+    return;
+  }
+  if (may_fetch && c.want == Access::kRead && fetch(segment, page, ahead)) {
     return;
   }
   c.issued = c.want;
@@ -63,7 +69,7 @@ void Directory::Parts::issue(SegmentId segment, uint64_t page, CopyPage& c, uint
     const uint64_t end = std::min<uint64_t>({ahead + uint64_t{1}, in_chunk, kPagesMax - page, 64});
     for (uint64_t i = 1; i < end; ++i) {
       const CopyPage* next = find_copy(segment, page + i);
-      if (next == nullptr || (next->state == Access::kNone && next->issued == Access::kNone && !next->lost)) {
+      if (next == nullptr || (next->state == Access::kNone && next->issued == Access::kNone && next->fetch == 0 && !next->lost)) {
         m.mask |= uint64_t{1} << i;
       }
     }
@@ -72,17 +78,19 @@ void Directory::Parts::issue(SegmentId segment, uint64_t page, CopyPage& c, uint
 }
 
 // kGrant and kHandOver. `late`: left in the channel by an older view; then there is no home to tell.
-void Directory::Parts::accept_pages(const PageMessage& m, bool late) {
+void Directory::Parts::accept_pages(NodeId from, const PageMessage& m, bool late) {
   const bool gone = destroyed(m.segment);
   uint64_t install = 0;
   for (uint64_t rest = gone ? 0 : m.mask; rest != 0; rest &= rest - 1) {
     const int i = std::countr_zero(rest);
     CopyPage& c = copy(m.segment, m.page + static_cast<uint64_t>(i));
+    c.fetch = 0;
     if (c.lost) {
       ++counters.ignored;
     } else if (m.has(PageMessage::kNoBytes)) {
       if (c.state == Access::kRead) {
         c.state = Access::kWrite;
+        unpublish(m.segment, m.page + static_cast<uint64_t>(i));
         emit(Effect::Kind::kUpgrade, m.segment, m.page + static_cast<uint64_t>(i), 1).access = Access::kWrite;
       } else {
         ++counters.ignored;
@@ -91,6 +99,9 @@ void Directory::Parts::accept_pages(const PageMessage& m, bool late) {
       c.state = m.access;
       install |= uint64_t{1} << i;
     }
+  }
+  if (!gone && !late) {
+    keep_hints(from, m);
   }
   if (install != 0) {
     Effect& effect = emit(Effect::Kind::kInstall, m.segment, m.page, install);
@@ -153,6 +164,7 @@ void Directory::Parts::revoke_now(SegmentId segment, uint64_t page, CopyPage& c,
   m.transaction = transaction;
   const bool drop = c.state == Access::kRead;
   c.state = Access::kNone;
+  unpublish(segment, page);
   if (drop && bug == Options::Bug::kAckBeforeDrop) {
     late_drops.push_back({segment, page});
   } else if (drop) {
@@ -163,6 +175,7 @@ void Directory::Parts::revoke_now(SegmentId segment, uint64_t page, CopyPage& c,
     return;
   }
   post(home_of(segment, page), m);
+  spoil(segment, page, c);
 }
 
 void Directory::Parts::copies_forward(NodeId from, const PageMessage& m) {
@@ -201,8 +214,11 @@ void Directory::Parts::send_pages(SegmentId segment, uint64_t page, uint64_t mas
   }
   const bool take = frame == Effect::Frame::kTake;
   for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
-    copy(segment, page + static_cast<uint64_t>(std::countr_zero(rest))).state =
-        take ? Access::kNone : Access::kRead;
+    const uint64_t sent = page + static_cast<uint64_t>(std::countr_zero(rest));
+    copy(segment, sent).state = take ? Access::kNone : Access::kRead;
+    if (take) {
+      unpublish(segment, sent);
+    }
   }
   const bool home_here = home_of(segment, page) == self;
   PageMessage m = message(Kind::kGrant, segment, page, mask);
@@ -213,6 +229,9 @@ void Directory::Parts::send_pages(SegmentId segment, uint64_t page, uint64_t mas
   effect.frame = frame;
   effect.to = requester;
   effect.message = m;
+  if (one_sided && !take) {
+    publish(effect);
+  }
   if (home_here) {
     // The home's own channel to the requester carries the pages: what it sends later arrives later.
     PageMessage done = message(Kind::kDone, segment, page, mask);
@@ -261,6 +280,7 @@ void Directory::Parts::poison(SegmentId segment, uint64_t page, CopyPage& c) {
   }
   c.want = Access::kNone;
   c.issued = Access::kNone;
+  c.fetch = 0;
   c.lost = true;
   emit(Effect::Kind::kPoison, segment, page, 1);
 }

@@ -197,13 +197,15 @@ void Directory::Parts::dispatch(NodeId from, const PageMessage& m) {
       return home_done(from, m);
     case Kind::kGrant:
     case Kind::kHandOver:
-      return accept_pages(m, false);
+      return accept_pages(from, m, false);
     case Kind::kRevoke:
       return copies_revoke(from, m);
     case Kind::kForward:
       return copies_forward(from, m);
     case Kind::kLost:
       return copies_lost(m);
+    case Kind::kReading:
+      return home_reading(from, m);
     case Kind::kReport:
       return apply_report(from, m);
     case Kind::kKnown:
@@ -233,6 +235,8 @@ Directory::Directory(Options options) : parts_(std::make_unique<Parts>()) {
   parts_->self = options.self;
   parts_->bug = options.bug;
   parts_->hold = options.hold;
+  parts_->one_sided = options.one_sided;
+  parts_->fetch_unseen = options.fetch_unseen;
 }
 
 Directory::~Directory() = default;
@@ -279,7 +283,7 @@ void Directory::on_message(NodeId from, const PageMessage& m, std::vector<Effect
     // the peer's flush.
     const bool pages = m.kind == Kind::kGrant || m.kind == Kind::kHandOver;
     if (pages && peer.flushed < p.view && p.bug != Options::Bug::kDropLateGrant) {
-      p.accept_pages(m, true);
+      p.accept_pages(from, m, true);
     } else {
       ++p.counters.ignored;
     }
@@ -294,6 +298,18 @@ void Directory::on_message(NodeId from, const PageMessage& m, std::vector<Effect
 void Directory::on_hold_over(SegmentId segment, uint64_t page, std::vector<Effect>& effects) {
   Scope scope(&parts_->effects, effects);
   parts_->hold_over(segment, page);
+  parts_->drain();
+}
+
+void Directory::on_fetched(const PageMessage& asked, uint64_t arrived, std::vector<Effect>& effects) {
+  Scope scope(&parts_->effects, effects);
+  parts_->fetched(asked, arrived & asked.mask);
+  parts_->drain();
+}
+
+void Directory::on_closed(const PageMessage& closed, std::vector<Effect>& effects) {
+  Scope scope(&parts_->effects, effects);
+  parts_->home_closed(closed);
   parts_->drain();
 }
 
@@ -369,11 +385,17 @@ uint64_t Directory::digest() const {
         for (const uint64_t field :
              {static_cast<uint64_t>(c.state), static_cast<uint64_t>(c.want), static_cast<uint64_t>(c.issued),
               uint64_t{c.held}, uint64_t{c.lost}, static_cast<uint64_t>(c.deferred),
-              uint64_t{c.requester.value}, uint64_t{c.transaction}}) {
+              uint64_t{c.requester.value}, uint64_t{c.transaction} << 32 | c.fetch}) {
           h = mix(h + field + 0x9e3779b97f4a7c15ull);
         }
         sum += h;
       }
+      uint64_t known = mix(segment.value * 11000003 + index);
+      for (const uint64_t field : {window->hints, uint64_t{window->luck} << 16 | window->publisher.value,
+                                   window->published, window->unsafe}) {
+        known = mix(known + field + 0x9e3779b97f4a7c15ull);
+      }
+      sum += known;
     }
     for (const auto& [index, window] : table.homes) {
       for (uint64_t i = 0; i < kWindowPages; ++i) {
@@ -381,10 +403,11 @@ uint64_t Directory::digest() const {
         uint64_t h = mix(segment.value * 7000003 + index * kWindowPages + i + 1);
         const auto add = [&h](uint64_t field) { h = mix(h + field + 0x9e3779b97f4a7c15ull); };
         page.sharers.for_each([&](NodeId node) { add(node.value); });
+        page.noted.for_each([&](NodeId node) { add(131072u + node.value); });
         add(65536u + page.owner.value);
         add(page.requester.value);
         add(page.source.value);
-        add(static_cast<uint64_t>(page.work) * 16 + static_cast<uint64_t>(page.want) * 4 + page.written * 2u +
+        add(static_cast<uint64_t>(page.work) * 32 + page.upgrade * 16u + static_cast<uint64_t>(page.want) * 4 + page.written * 2u +
             page.lost);
         add(page.transaction);
         for (uint32_t w = page.queue_first; w != 0; w = p.waiting[w].next) {

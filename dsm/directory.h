@@ -11,6 +11,8 @@
 //   * Every node is fed the same views in the same order (one that joins: from its own on).
 //   * A node that leaves stays in `left` of the following views until it said kStable for the newest view that it was
 //     fed; then all that it had is with the others and it may go. A node that vanishes earlier is named in `lost`.
+//   * One-sided reads (Options::one_sided) see what kSendFrames published, and never a mixture; how, and what they may not
+//     see any more: dsm/shelf.h and the second half of dsm/protocol.h.
 //   * on_hold_over follows every kStartHold some time later, at the latest when nothing else is to do.
 // Protocol, with the argument why each race is excluded: dsm/protocol.h. Tested in tests/dsm/directory_test.cc and by
 // tests/sim (seeded schedules, exhaustive small configurations, bugs put in on purpose).
@@ -41,6 +43,11 @@ struct Effect {
     kStartHold,   // feed on_hold_over(segment, page) after the holding time. `access` kRead: only so long that the
                   // program that waited gets to run (argument in dsm/copies.cc); kWrite: the adaptive time
     kStable,      // the hand-over to `view` is complete on this node
+    kFetch,       // one-sided reads of the pages of message.mask at `to`. `note`: the message is sent first, on the same
+                  // line. Then, in a later event, exactly one on_fetched with this message
+    kClose,       // the published bytes of (segment, page, mask) can no longer be read by reads that begin from now on.
+                  // Then on_closed with this message, after every message that had arrived here when they were closed
+                  // was fed
   };
   enum class Frame : uint8_t {
     kKeep,       // bytes are read, access stays (a read copy or home's clean copy)
@@ -51,6 +58,9 @@ struct Effect {
   Frame frame = Frame::kKeep;
   Access access = Access::kNone;
   bool zero = false;
+  bool publish = false;  // kSendFrames: one-sided reads may have the bytes of these pages from now on, until their frame
+                         // changes (kUpgrade, kDrop, kPoison, Frame::kTake, destroyed) or kClose
+  bool note = false;     // kFetch
   NodeId to;
   ViewId view;
   SegmentId segment;
@@ -64,14 +74,19 @@ class Directory {
   struct Options {
     NodeId self;
     // A bug put in on purpose, for the tests of the simulator itself; see tests/sim. Always kNone in production.
-    enum class Bug : uint8_t { kNone, kDropInvalidationAck, kAckBeforeDrop, kGrantBeforeAcks, kForgetSharer, kDropLateGrant } bug = Bug::kNone;
+    enum class Bug : uint8_t { kNone, kDropInvalidationAck, kAckBeforeDrop, kGrantBeforeAcks, kForgetSharer, kDropLateGrant,
+                              kNoDrain, kNoteAfterRead, kSpoiledFetchInstalled, kOpenAfterUpgrade, kForgetNote } bug = Bug::kNone;
     bool hold = true;  // ask for kStartHold after grants that a program waited for
+    bool one_sided = false;     // the driver can publish, fetch and close
+    bool fetch_unseen = false;  // tests: fetches are tried without a hint that the page is published
   };
   struct Counters {
     uint64_t read_faults = 0, write_faults = 0, upgrades = 0;  // asked of a home by this node
     uint64_t grants = 0, revokes = 0, forwards = 0;            // given by this node's home part
     uint64_t pages_prefetched = 0, pages_lost = 0;
     uint64_t deferred = 0;  // times that another node has to wait until this node's holding of a page is over
+    uint64_t pages_fetched = 0, fetches_failed = 0;  // one-sided: pages that came, pages that had to be asked for
+    uint64_t closes = 0;                             // writes that had to wait for kClose
     uint64_t ignored = 0;  // messages that made no sense in the state or view they met
   };
 
@@ -87,6 +102,11 @@ class Directory {
   // state or view are ignored and counted. `message` was decoded by decode() and is otherwise untrusted.
   void on_message(NodeId from, const PageMessage& message, std::vector<Effect>& effects);
   void on_hold_over(SegmentId segment, uint64_t page, std::vector<Effect>& effects);
+  // The answer to kFetch: `asked` is its message, `arrived` (of asked.mask) the pages that were published at the peer; a
+  // kInstall that follows finds the bytes as it does in the payload of a message `asked`. After anything: what no
+  // longer fits is left alone.
+  void on_fetched(const PageMessage& asked, uint64_t arrived, std::vector<Effect>& effects);
+  void on_closed(const PageMessage& closed, std::vector<Effect>& effects);
   // `members` ordered; `lost` were in the view before and are gone; `left` hand over what they hold (they are fed this
   // view too, and are told by kStable that they may go).
   void on_view(ViewId view, std::span<const NodeId> members, std::span<const NodeId> lost, std::span<const NodeId> left,

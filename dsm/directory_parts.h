@@ -2,6 +2,7 @@
 //   directory.cc  events in, the queue between the two parts of the node, tables
 //   home.cc       home part: serialises the requests of a page
 //   copies.cc     copies part: what this node holds, holding times, faults
+//   fetch.cc      pages by one-sided read: publishing, hints, what comes and what does not
 //   rebuild.cc    change of view: flush, reports, holes
 // A message for this node itself goes through `inbox`, which is emptied before the event ends: no recursion,
 // and the same order as a channel between two nodes has.
@@ -34,10 +35,16 @@ struct CopyPage {
       Deferred::kNothing;  // what the home asked for meanwhile (one at most: it works on one request)
   NodeId requester;
   uint32_t transaction = 0;
+  uint32_t fetch = 0;  // transaction of the fetch under way; only without a copy. 0: none, or it is spoiled
 };
 struct CopyWindow {
   ViewId home_view;
   NodeId home;
+  NodeId publisher;        // whom the hints are about; of this view
+  uint8_t luck = 1;        // what became of the last fetches here: 0 bad .. 3 good
+  uint64_t hints = 0;      // bit i: page i of the window was published there
+  uint64_t published = 0;  // one-sided reads may have these read copies
+  uint64_t unsafe = 0;     // were published after their last on_closed: one-sided reads may have had them
   std::array<CopyPage, kWindowPages> pages;
 };
 
@@ -45,10 +52,12 @@ struct CopyWindow {
 struct HomePage {
   enum class Work : uint8_t {
     kIdle,
-    kRevoking,   // waits for kRevoked of every sharer but `requester` and `source`
-    kForwarded,  // `source` sends the page to `requester`, whose kDone is awaited
+    kClosing,    // waits for on_closed; then the holders are revoked
+    kRevoking,   // waits for kRevoked of every sharer but `source` and, if it is an upgrade, `requester`
+    kForwarded,  // `source` sends the page to `requester`, whose kDone is awaited (or this node itself fetches it)
   };
   NodeSet sharers;   // empty while there is an owner
+  NodeSet noted;     // may have fetched it
   NodeId owner;      // may write
   NodeId requester;  // of the work in progress
   NodeId source;
@@ -57,6 +66,7 @@ struct HomePage {
   bool written =
       false;  // ever granted for writing, or reported by a holder: its bytes are not zero for certain
   bool lost = false;
+  bool upgrade = false;  // of the write in progress
   uint32_t transaction = 0;
   uint32_t queue_first = 0, queue_last = 0;  // indices in Parts::waiting; 0: none
 };
@@ -131,12 +141,19 @@ struct Directory::Parts {
   void home_request(NodeId from, const PageMessage& m);
   void home_revoked(NodeId from, const PageMessage& m);
   void home_done(NodeId from, const PageMessage& m);
+  void home_reading(NodeId from, const PageMessage& m);
+  void home_closed(const PageMessage& m);
   void enqueue(HomePage& page, const Waiting& entry);
   void serve_queue(SegmentId segment, uint64_t page, HomePage& h);
   void serve(SegmentId segment, uint64_t page, HomePage& h, const Waiting& entry);
   void serve_read(SegmentId segment, uint64_t page, HomePage& h, const Waiting& entry);
   void serve_write(SegmentId segment, uint64_t page, HomePage& h, NodeId requester);
+  void revoke_holders(SegmentId segment, uint64_t page, HomePage& h);
   void finish_write(SegmentId segment, uint64_t page, HomePage& h);
+  uint32_t start_forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source, NodeId requester,
+                         Access access);
+  void post_forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source, NodeId requester,
+                    Access access, uint32_t transaction);
   void forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source, NodeId requester,
                Access access);
   void grant_direct(NodeId to, SegmentId segment, uint64_t page, uint64_t mask, Access access, uint8_t flags);
@@ -147,8 +164,8 @@ struct Directory::Parts {
 
   // copies.cc
   void fault(SegmentId segment, uint64_t page, Access want, uint32_t ahead);
-  void issue(SegmentId segment, uint64_t page, CopyPage& c, uint32_t ahead);
-  void accept_pages(const PageMessage& m, bool late);
+  void issue(SegmentId segment, uint64_t page, CopyPage& c, uint32_t ahead, bool may_fetch = true);
+  void accept_pages(NodeId from, const PageMessage& m, bool late);
   void settle(SegmentId segment, uint64_t page, CopyPage& c);
   void copies_revoke(NodeId from, const PageMessage& m);
   void copies_forward(NodeId from, const PageMessage& m);
@@ -158,6 +175,19 @@ struct Directory::Parts {
   void send_pages(SegmentId segment, uint64_t page, uint64_t mask, Effect::Frame frame, NodeId requester,
                   uint32_t transaction);
   void poison(SegmentId segment, uint64_t page, CopyPage& c);
+
+  // fetch.cc
+  void publish(Effect& send);
+  void unpublish(SegmentId segment, uint64_t page);
+  void keep_hints(NodeId from, const PageMessage& grant);
+  uint64_t hinted(SegmentId segment, uint64_t page, NodeId publisher);
+  bool fetch(SegmentId segment, uint64_t page, uint32_t ahead);
+  uint64_t fetch_home(SegmentId segment, uint64_t page, uint64_t mask, NodeId source);
+  void start_fetch(SegmentId segment, uint64_t page, uint64_t mask, NodeId from, uint32_t transaction,
+                   bool note);
+  void spoil(SegmentId segment, uint64_t page, CopyPage& c);
+  void fetched(const PageMessage& asked, uint64_t arrived);
+  void fetched_home(const PageMessage& asked, uint64_t installed);
 
   // rebuild.cc
   void start_views();
@@ -185,6 +215,8 @@ struct Directory::Parts {
   NodeId self;
   Options::Bug bug = Options::Bug::kNone;
   bool hold = true;
+  bool one_sided = false;
+  bool fetch_unseen = false;
 
   // The view in force.
   Phase phase = Phase::kOutside;

@@ -15,6 +15,9 @@
 //   4. Nobody waits for ever: a holder answers kRevoke and kForward at once or after the holding time, which is
 //      finite and waits for nobody; each work awaits only such answers; a page's queue is first come, first
 //      served. A node that is gone answers nothing: then a change of view ends the work (rebuild.cc).
+//   5. A node that fetched a page one-sided holds a copy that is in no list but, perhaps, `noted`: dsm/protocol.h says why
+//      every such copy is revoked before a write is granted. Noted nodes become sharers when the revoking begins,
+//      and only then: a node that is only noted is sent no kForward, and granted no upgrade.
 #include <algorithm>
 #include <bit>
 
@@ -25,6 +28,12 @@ namespace kevre::dsm {
 using Kind = PageMessage::Kind;
 using Work = HomePage::Work;
 
+namespace {
+bool awaits_revoked(const HomePage& h, NodeId sharer) {
+  return sharer != h.source && !(h.upgrade && sharer == h.requester);
+}
+}  // namespace
+
 void Directory::Parts::home_request(NodeId from, const PageMessage& m) {
   if (destroyed(m.segment)) {
     return answer_lost(from, m.segment, m.page);
@@ -34,6 +43,9 @@ void Directory::Parts::home_request(NodeId from, const PageMessage& m) {
     return;
   }
   HomePage& h = home_page(m.segment, m.page);
+  if (m.kind == Kind::kReadRequest || !m.has(PageMessage::kHasCopy)) {
+    h.noted.remove(from);  // nothing comes any more of what it has noted (protocol.h)
+  }
   const Waiting entry{from, m.kind == Kind::kReadRequest ? Access::kRead : Access::kWrite, m.mask, 0};
   // Before the rebuild is complete requests wait: another node may be ready earlier.
   if (phase != Phase::kReady || h.work != Work::kIdle || h.queue_first != 0) {
@@ -164,6 +176,9 @@ void Directory::Parts::serve_read(SegmentId segment, uint64_t page, HomePage& h,
   if (ours != 0) {
     forward(segment, page, ours, self, reader, Access::kRead);
   }
+  if (theirs != 0 && reader == self && one_sided) {
+    theirs &= ~fetch_home(segment, page, theirs, source);
+  }
   if (theirs != 0) {
     forward(segment, page, theirs, source, reader, Access::kRead);
   }
@@ -178,16 +193,53 @@ void Directory::Parts::serve_write(SegmentId segment, uint64_t page, HomePage& h
   }
   h.requester = writer;
   h.want = Access::kWrite;
+  h.transaction = ++transactions;
+  h.work = Work::kClosing;
+  ++works_open;
+  const bool unsafe = (copy_window(segment, page).unsafe >> (page % kWindowPages) & 1) != 0;
+  if (unsafe) {
+    ++counters.closes;
+    unpublish(segment, page);
+    PageMessage m = message(Kind::kReading, segment, page, 1);
+    m.transaction = h.transaction;
+    emit(Effect::Kind::kClose, segment, page, 1).message = m;
+  }
+  if (!unsafe || bug == Options::Bug::kNoDrain) {
+    revoke_holders(segment, page, h);
+  }
+}
+
+// kClose was executed, and all the notes in front of reads that came before it were fed.
+void Directory::Parts::home_closed(const PageMessage& m) {
+  HomeWindow* window = find_home(m.segment, m.page);
+  if (window == nullptr) {
+    return;
+  }
+  HomePage& h = window->pages[m.page % kWindowPages];
+  if (m.view != view || h.work != Work::kClosing || h.transaction != m.transaction) {
+    return;  // a change of view, or the end of the segment, has ended this work
+  }
+  copy_window(m.segment, m.page).unsafe &= ~(uint64_t{1} << (m.page % kWindowPages));
+  revoke_holders(m.segment, m.page, h);
+  serve_queue(m.segment, m.page, h);
+}
+
+void Directory::Parts::revoke_holders(SegmentId segment, uint64_t page, HomePage& h) {
+  h.work = Work::kRevoking;
+  h.upgrade = h.sharers.has(h.requester);
   h.source = kNoNode;  // no bytes needed: an upgrade, or a page that is still zero
-  if (h.written && !h.sharers.has(writer)) {
+  if (h.written && !h.upgrade) {
     h.source = h.sharers.has(self) ? self : h.sharers.first();
   }
-  h.transaction = ++transactions;
-  h.work = Work::kRevoking;
-  ++works_open;
+  if (bug != Options::Bug::kForgetNote) {
+    for (size_t i = 0; i < h.noted.words(); ++i) {
+      h.sharers.add_word(i, h.noted.word(i));
+    }
+  }
+  h.noted.clear();
   bool awaited = false;
   h.sharers.for_each([&](NodeId sharer) {
-    if (sharer != writer && sharer != h.source) {
+    if (awaits_revoked(h, sharer)) {
       PageMessage m = message(Kind::kRevoke, segment, page, 1);
       m.transaction = h.transaction;
       post(sharer, m);
@@ -208,14 +260,13 @@ void Directory::Parts::home_revoked(NodeId from, const PageMessage& m) {
   }
   HomePage& h = window->pages[m.page % kWindowPages];
   if (h.work != Work::kRevoking || h.transaction != m.transaction || !h.sharers.has(from) ||
-      from == h.requester || from == h.source) {
+      !awaits_revoked(h, from)) {
     ++counters.ignored;
     return;
   }
   h.sharers.remove(from);
   bool awaited = false;
-  h.sharers.for_each(
-      [&](NodeId sharer) { awaited = awaited || (sharer != h.requester && sharer != h.source); });
+  h.sharers.for_each([&](NodeId sharer) { awaited = awaited || awaits_revoked(h, sharer); });
   if (!awaited) {
     finish_write(m.segment, m.page, h);
     serve_queue(m.segment, m.page, h);
@@ -225,7 +276,7 @@ void Directory::Parts::home_revoked(NodeId from, const PageMessage& m) {
 // Nobody but the writer and the source of the bytes holds the page any more.
 void Directory::Parts::finish_write(SegmentId segment, uint64_t page, HomePage& h) {
   const NodeId writer = h.requester, source = h.source;
-  const bool upgrade = h.sharers.has(writer);
+  const bool upgrade = h.upgrade;
   set_idle(h);
   if (source != kNoNode) {
     return forward(segment, page, 1, source, writer, Access::kWrite);
@@ -252,9 +303,9 @@ void Directory::Parts::grant_direct(NodeId to, SegmentId segment, uint64_t page,
   counters.grants += static_cast<uint64_t>(std::popcount(mask));
 }
 
-// `source` (perhaps this node itself) sends the pages; they stay at work until they have arrived.
-void Directory::Parts::forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source,
-                               NodeId requester, Access access) {
+// The pages stay at work until they have arrived at the requester.
+uint32_t Directory::Parts::start_forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source,
+                                         NodeId requester, Access access) {
   const uint32_t transaction = ++transactions;
   for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
     HomePage& h = home_page(segment, page + static_cast<uint64_t>(std::countr_zero(rest)));
@@ -265,12 +316,35 @@ void Directory::Parts::forward(SegmentId segment, uint64_t page, uint64_t mask, 
     h.want = access;
     h.transaction = transaction;
   }
+  return transaction;
+}
+
+// `source` (perhaps this node itself) sends the pages.
+void Directory::Parts::post_forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source,
+                                    NodeId requester, Access access, uint32_t transaction) {
   PageMessage m = message(Kind::kForward, segment, page, mask);
   m.access = access;
   m.requester = requester;
   m.transaction = transaction;
   post(source, m);
   ++counters.forwards;
+}
+
+void Directory::Parts::forward(SegmentId segment, uint64_t page, uint64_t mask, NodeId source,
+                               NodeId requester, Access access) {
+  const uint32_t transaction = start_forward(segment, page, mask, source, requester, access);
+  post_forward(segment, page, mask, source, requester, access, transaction);
+}
+
+// A one-sided read of these pages comes, or came, behind this message.
+void Directory::Parts::home_reading(NodeId from, const PageMessage& m) {
+  if (from == self || !is_member(from) || destroyed(m.segment) || home_of(m.segment, m.page) != self) {
+    ++counters.ignored;
+    return;
+  }
+  for (uint64_t rest = m.mask; rest != 0; rest &= rest - 1) {
+    home_page(m.segment, m.page + static_cast<uint64_t>(std::countr_zero(rest))).noted.add(from);
+  }
 }
 
 void Directory::Parts::home_done(NodeId from, const PageMessage& m) {
@@ -306,6 +380,7 @@ void Directory::Parts::set_idle(HomePage& h) {
   h.requester = kNoNode;
   h.source = kNoNode;
   h.want = Access::kNone;
+  h.upgrade = false;
   --works_open;
 }
 

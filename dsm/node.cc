@@ -255,6 +255,9 @@ void Node::Parts::execute(const Effect& effect) {
     case Effect::Kind::kStartHold:
       hold(effect);
       break;
+    case Effect::Kind::kFetch:
+    case Effect::Kind::kClose:
+      break;
     case Effect::Kind::kStable:
       stable = effect.view;
       if (stable_call) {

@@ -30,12 +30,14 @@ Result<Shape> shape_of(Kind kind) {
     case Kind::kGrant:
       return Shape{.flags = PageMessage::kZero | PageMessage::kNoBytes | PageMessage::kFromOwner,
                    .segment = true,
+                   .mask2 = true,
                    .access = true,
                    .transaction = true};
     case Kind::kRevoke:
     case Kind::kRevoked:
     case Kind::kDone:
     case Kind::kLost:
+    case Kind::kReading:
       return Shape{.segment = true, .transaction = true};
     case Kind::kForward:
       return Shape{.segment = true, .requester = true, .access = true, .transaction = true};
@@ -65,7 +67,8 @@ Result<void> check_pages(const PageMessage& m, const Shape& shape) {
     }
     return {};
   }
-  const uint64_t pages = m.mask | m.mask2;
+  // The second mask of a grant does not count from `page`.
+  const uint64_t pages = m.kind == Kind::kGrant ? m.mask : m.mask | m.mask2;
   if (m.segment.value == 0 || pages == 0) {
     return fail(Errc::kCorrupt, "page message: kind {} names no page", static_cast<int>(m.kind));
   }
@@ -121,6 +124,9 @@ Result<PageMessage> decode(std::span<const std::byte> header, size_t payload_byt
   }
   if (m.has(PageMessage::kNoBytes) && (m.has(PageMessage::kZero) || m.access != Access::kWrite)) {
     return fail(Errc::kCorrupt, "page message: grant with flags {:x}", m.flags);
+  }
+  if (m.kind == Kind::kGrant && m.mask2 != 0 && (m.access != Access::kRead || m.has(PageMessage::kZero))) {
+    return fail(Errc::kCorrupt, "page message: grant without read copies tells of published pages");
   }
   KEVRE_TRY(check_pages(m, shape));
   if (payload_bytes != static_cast<size_t>(payload_pages(m)) * kPageBytes) {

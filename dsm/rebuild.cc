@@ -142,8 +142,12 @@ void Directory::Parts::note_holes(const PendingView& next) {
 void Directory::Parts::reset_copies() {
   for (auto& [segment, table] : segments) {
     for (auto& [index, window] : table.copies) {
+      window->publisher = kNoNode;
+      window->hints = 0;
+      window->luck = 1;
       for (CopyPage& c : window->pages) {
         c.issued = Access::kNone;
+        c.fetch = 0;
         c.deferred = CopyPage::Deferred::kNothing;  // asked by a home that has forgotten it
       }
     }
@@ -165,6 +169,7 @@ void Directory::Parts::reset_homes() {
           set_idle(h);
         }
         h.sharers.clear();
+        h.noted.clear();
         h.owner = kNoNode;
       }
       i->second->hole = HomeWindow::Hole::kUnknown;
@@ -317,6 +322,7 @@ void Directory::Parts::hand_over_window(SegmentId segment, uint64_t window, Copy
         mask |= uint64_t{1} << i;
         c.state = Access::kNone;
         c.held = false;
+        unpublish(segment, page + i);
       }
     }
     if (mask != 0) {

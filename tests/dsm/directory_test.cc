@@ -16,7 +16,7 @@ constexpr SegmentId kSegment{7};
 // Nodes 1..n in view 1, with channels that the test empties message by message.
 class Net {
  public:
-  explicit Net(uint16_t nodes) {
+  explicit Net(uint16_t nodes, bool one_sided = false) : one_sided_(one_sided) {
     for (uint16_t i = 1; i <= nodes; ++i) {
       add(i);
       members_.push_back(NodeId(i));
@@ -28,7 +28,7 @@ class Net {
     log_.clear();
   }
   void add(uint16_t node) {
-    nodes_[node] = std::make_unique<Directory>(Directory::Options{.self = NodeId(node)});
+    nodes_[node] = std::make_unique<Directory>(Directory::Options{.self = NodeId(node), .one_sided = one_sided_});
   }
   Directory& at(uint16_t node) { return *nodes_.at(node); }
   Access access(uint16_t node, uint64_t page) { return at(node).access(kSegment, page); }
@@ -47,6 +47,18 @@ class Net {
   void hold_over(uint16_t node, uint64_t page) {
     std::vector<Effect> effects;
     at(node).on_hold_over(kSegment, page, effects);
+    execute(node, effects);
+  }
+  // The last kFetch or kClose of the node is answered.
+  void fetched(uint16_t node, uint64_t arrived) {
+    std::vector<Effect> effects;
+    at(node).on_fetched(last(node, Effect::Kind::kFetch).message, arrived, effects);
+    execute(node, effects);
+  }
+  void closed(uint16_t node) { closed(node, last(node, Effect::Kind::kClose).message); }
+  void closed(uint16_t node, const PageMessage& message) {
+    std::vector<Effect> effects;
+    at(node).on_closed(message, effects);
     execute(node, effects);
   }
   void destroy(uint16_t node) {
@@ -137,10 +149,13 @@ class Net {
   void forget_log() { log_.clear(); }
 
  private:
+  bool one_sided_ = false;
   void execute(uint16_t node, const std::vector<Effect>& effects) {
     for (const Effect& effect : effects) {
       log_.emplace_back(node, effect);
       if (effect.kind == Effect::Kind::kSend || effect.kind == Effect::Kind::kSendFrames) {
+        channels_[{node, effect.to.value}].push_back(effect.message);
+      } else if (effect.kind == Effect::Kind::kFetch && effect.note) {
         channels_[{node, effect.to.value}].push_back(effect.message);
       } else if (effect.kind == Effect::Kind::kStartHold) {
         held_.emplace_back(node, effect.page);
@@ -419,6 +434,126 @@ TEST(Directory, ANodeThatJoinsTakesOverItsShareAndNothingIsLost) {
   }
   EXPECT_GT(moved, 0u);
   EXPECT_LT(moved, 16u);
+}
+
+// Node 1 is the home and wrote three pages, node 2 has read them, node 3 the first: the others are published.
+class OneSided : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    page_ = net_.page_of(1);
+    for (uint64_t i = 0; i < 3; ++i) {
+      net_.get(1, page_ + i, Access::kWrite);
+      net_.get(2, page_ + i, Access::kRead);
+    }
+    net_.get(3, page_, Access::kRead);
+    net_.forget_log();
+  }
+  Net net_{3, true};
+  uint64_t page_ = 0;
+};
+
+TEST_F(OneSided, ThePublishedPagesOfAWindowAreFetchedAndTheNoteGoesFirst) {
+  net_.fault(3, page_ + 1, Access::kRead, 5);
+  const Effect fetch = net_.last(3, Effect::Kind::kFetch);
+  EXPECT_EQ(fetch.to, NodeId(1));
+  EXPECT_TRUE(fetch.note);
+  EXPECT_EQ(fetch.message.mask, 3u);
+  net_.fetched(3, 3);
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kRead);
+  EXPECT_EQ(net_.access(3, page_ + 2), Access::kRead);
+  net_.deliver(3, 1, Kind::kReading);
+  EXPECT_TRUE(net_.silent(3, 1) && net_.silent(1, 3));
+}
+
+TEST_F(OneSided, WhatDoesNotComeIsAskedFor) {
+  net_.fault(3, page_ + 1, Access::kRead, 5);
+  net_.fetched(3, 2);
+  EXPECT_EQ(net_.access(3, page_ + 2), Access::kRead);
+  net_.deliver(3, 1, Kind::kReading);
+  EXPECT_EQ(net_.deliver(3, 1, Kind::kReadRequest).mask, 1u);
+  net_.settle();
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kRead);
+}
+
+TEST_F(OneSided, AWriteWaitsForTheCloseAndRevokesWhoeverWasNotedByThen) {
+  net_.fault(3, page_ + 1, Access::kRead);
+  net_.fault(2, page_ + 1, Access::kWrite);
+  net_.deliver(2, 1, Kind::kWriteRequest);
+  EXPECT_TRUE(net_.silent(1, 2) && net_.silent(1, 3)) << "nothing before the page is closed";
+  net_.deliver(3, 1, Kind::kReading);
+  net_.closed(1);
+  net_.deliver(1, 3, Kind::kRevoke);
+  net_.deliver(3, 1, Kind::kRevoked);
+  EXPECT_EQ(net_.deliver(1, 2, Kind::kGrant).access, Access::kWrite);
+  net_.fetched(3, 1);  // spoiled
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kNone);
+  net_.settle();
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kRead);
+  EXPECT_EQ(net_.access(2, page_ + 1), Access::kRead);
+}
+
+TEST_F(OneSided, AWriterThatFetchedGivesItsCopyBackAndGetsTheBytes) {
+  net_.fault(3, page_ + 1, Access::kRead);
+  net_.fetched(3, 1);
+  net_.fault(3, page_ + 1, Access::kWrite);
+  net_.deliver(3, 1, Kind::kReading);
+  EXPECT_TRUE(net_.deliver(3, 1, Kind::kWriteRequest).has(PageMessage::kHasCopy));
+  net_.closed(1);
+  net_.settle();
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kWrite);
+  EXPECT_EQ(net_.access(1, page_ + 1), Access::kNone);
+  EXPECT_EQ(net_.access(2, page_ + 1), Access::kNone);
+}
+
+TEST_F(OneSided, ACloseOfAnOlderViewIsLeftAlone) {
+  net_.fault(2, page_, Access::kWrite);
+  net_.deliver(2, 1, Kind::kWriteRequest);
+  const PageMessage old = net_.last(1, Effect::Kind::kClose).message;
+  for (uint16_t node = 1; node <= 3; ++node) {
+    net_.view(node, 2, ids({1, 2, 3}), {}, {});
+  }
+  net_.settle();
+  net_.closed(1, old);
+  net_.settle();
+  EXPECT_EQ(net_.access(2, page_), Access::kRead);
+  net_.closed(1);
+  net_.settle();
+  EXPECT_EQ(net_.access(2, page_), Access::kWrite);
+  EXPECT_EQ(net_.access(3, page_), Access::kNone);
+}
+
+TEST_F(OneSided, AFetchThatEndsAfterAChangeOfViewIsThrownAway) {
+  net_.fault(3, page_ + 1, Access::kRead);
+  for (uint16_t node = 1; node <= 3; ++node) {
+    net_.view(node, 2, ids({1, 2, 3}), {}, {});
+  }
+  net_.fetched(3, 1);
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kNone);
+  net_.settle();
+  EXPECT_EQ(net_.access(3, page_ + 1), Access::kRead);
+}
+
+TEST(Directory, TheHomeFetchesFromASharerWhatItPublishedForOthers) {
+  Net net(3, true);
+  const uint64_t page = net.page_of(1);
+  for (uint64_t i = 0; i < 3; ++i) {
+    net.get(2, page + i, Access::kWrite);
+    net.get(3, page + i, Access::kRead);
+  }
+  net.get(1, page, Access::kRead);
+  net.forget_log();
+  net.fault(1, page + 1, Access::kRead, 1);
+  const Effect fetch = net.last(1, Effect::Kind::kFetch);
+  EXPECT_EQ(fetch.to, NodeId(2));
+  EXPECT_FALSE(fetch.note);
+  EXPECT_EQ(fetch.message.mask, 3u);
+  net.fetched(1, 1);
+  EXPECT_EQ(net.access(1, page + 1), Access::kRead);
+  EXPECT_EQ(net.deliver(1, 2, Kind::kForward).mask, 2u);  // what did not come is sent after all
+  net.settle();
+  EXPECT_EQ(net.access(1, page + 2), Access::kRead);
+  net.get(3, page + 1, Access::kWrite);
+  EXPECT_EQ(net.access(1, page + 1), Access::kNone);
 }
 
 TEST(Directory, ManySharersBeyondTheFirstSixtyFourAreAllRevoked) {

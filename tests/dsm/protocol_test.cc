@@ -66,7 +66,7 @@ TEST(PageMessage, UnknownKindsAndAccessesAreRefused) {
   PageMessage m = read_request();
   m.kind = static_cast<Kind>(0);
   expect_refused(m);
-  m.kind = static_cast<Kind>(16);
+  m.kind = static_cast<Kind>(17);
   expect_refused(m);
   m = grant();
   m.access = static_cast<Access>(3);
@@ -105,6 +105,36 @@ TEST(PageMessage, PagesMustBeInTheSegmentAndInOneChunk) {
   EXPECT_TRUE(decoded(m).has_value());
   m.mask = 4;
   expect_refused(m);  // without the page that is waited for
+  m.mask = 0;
+  expect_refused(m);
+}
+
+TEST(PageMessage, AGrantOfReadCopiesTellsWhatElseIsPublishedInItsWindow) {
+  PageMessage m = grant();
+  m.mask2 = ~uint64_t{0};  // of the window, not behind the page
+  EXPECT_TRUE(decoded(m, 2 * kPageBytes).has_value());
+  m.page = kPagesMax - 1;
+  m.mask = 1;
+  EXPECT_TRUE(decoded(m, kPageBytes).has_value());
+  m.access = Access::kWrite;
+  expect_refused(m, kPageBytes);
+  m.flags = PageMessage::kNoBytes;
+  expect_refused(m);
+  m.access = Access::kRead;
+  m.flags = PageMessage::kZero;
+  expect_refused(m);
+}
+
+TEST(PageMessage, ANoteOfAReadNamesPagesAndCarriesNone) {
+  PageMessage m = read_request();
+  m.kind = Kind::kReading;
+  m.mask = 4;  // the first page need not be among them
+  m.transaction = 7;
+  EXPECT_TRUE(decoded(m).has_value());
+  expect_refused(m, kPageBytes);
+  m.mask2 = 1;
+  expect_refused(m);
+  m.mask2 = 0;
   m.mask = 0;
   expect_refused(m);
 }

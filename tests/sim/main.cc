@@ -22,7 +22,12 @@ int main(int argc, char** argv) {
                                         {"ack-before-drop", Bug::kAckBeforeDrop},
                                         {"grant-before-acks", Bug::kGrantBeforeAcks},
                                         {"forget-sharer", Bug::kForgetSharer},
-                                        {"drop-late-grant", Bug::kDropLateGrant}};
+                                        {"drop-late-grant", Bug::kDropLateGrant},
+                                        {"no-drain", Bug::kNoDrain},
+                                        {"note-after-read", Bug::kNoteAfterRead},
+                                        {"spoiled-fetch-installed", Bug::kSpoiledFetchInstalled},
+                                        {"open-after-upgrade", Bug::kOpenAfterUpgrade},
+                                        {"forget-note", Bug::kForgetNote}};
   app.add_option("--bug", settings.bug, "a bug put in on purpose")->transform(CLI::CheckedTransformer(bugs));
   CLI11_PARSE(app, argc, argv);
   if (count == 1) {

@@ -18,6 +18,7 @@ struct Plan {
   uint64_t faults_max = 0;
   uint64_t slow = 0;         // bit i: what node i sends is slow
   uint64_t timers_late = 0;  // holding times are long: one in so many picks fires
+  bool mostly_reads = false;  // of few pages: one-sided reads meet them published
 };
 
 Plan make_plan(Random& random) {
@@ -34,17 +35,24 @@ Plan make_plan(Random& random) {
   }
   plan.slow = random.one_in(2) ? random.next() : 0;
   plan.timers_late = random.one_in(2) ? 8 : 1;
+  plan.world.one_sided = random.one_in(2);
+  plan.world.fetch_unseen = random.one_in(2);
+  plan.mostly_reads = plan.world.one_sided && random.one_in(2);
+  plan.world.nodes = std::max<uint32_t>(plan.world.nodes, plan.mostly_reads ? 3 : 2);
+  plan.world.slots =
+      static_cast<uint32_t>(random.between(plan.mostly_reads ? plan.world.pages : 1, plan.world.pages));
   return plan;
 }
 
 void add_programs(World& world, const Plan& plan, uint32_t node, Random& random) {
   const uint64_t programs = random.between(1, 3);
-  const uint64_t reads_of_ten = random.between(2, 8);
+  const uint64_t reads_of_ten = plan.mostly_reads ? random.between(7, 9) : random.between(2, 8);
+  const uint64_t pages = plan.mostly_reads ? std::min<uint64_t>(plan.world.pages, 2) : plan.world.pages;
   for (uint64_t i = 0; i < programs; ++i) {
-    std::vector<World::Task> tasks(random.between(1, 8));
+    std::vector<World::Task> tasks(plan.mostly_reads ? random.between(4, 16) : random.between(1, 8));
     for (World::Task& task : tasks) {
       task.op = random.below(10) < reads_of_ten ? Op::kRead : random.one_in(2) ? Op::kWrite : Op::kAdd;
-      task.page = static_cast<uint32_t>(random.below(plan.world.pages));
+      task.page = static_cast<uint32_t>(random.below(pages));
       task.ahead = random.one_in(3) ? static_cast<uint32_t>(random.below(64)) : 0;
     }
     world.add_program(node, std::move(tasks));
@@ -146,6 +154,11 @@ Totals run_seeds(uint64_t first, uint64_t count, unsigned threads, const Setting
       mine.sum.steps += s.steps;
       mine.sum.messages += s.messages;
       mine.sum.faults += s.faults;
+      mine.sum.fetches += s.fetches;
+      mine.sum.fetched += s.fetched;
+      mine.sum.fetched_by_home += s.fetched_by_home;
+      mine.sum.closes += s.closes;
+      mine.sum.waited_closes += s.waited_closes;
       if (!outcome.failure.empty()) {
         stop = true;
         mine.failed_seed = seed;
@@ -165,6 +178,11 @@ Totals run_seeds(uint64_t first, uint64_t count, unsigned threads, const Setting
     totals.sum.steps += mine.sum.steps;
     totals.sum.messages += mine.sum.messages;
     totals.sum.faults += mine.sum.faults;
+    totals.sum.fetches += mine.sum.fetches;
+    totals.sum.fetched += mine.sum.fetched;
+    totals.sum.fetched_by_home += mine.sum.fetched_by_home;
+    totals.sum.closes += mine.sum.closes;
+    totals.sum.waited_closes += mine.sum.waited_closes;
     if (mine.failed_seed && (!totals.failed_seed || *mine.failed_seed < *totals.failed_seed)) {
       totals.failed_seed = mine.failed_seed;
       totals.failure = mine.failure;
@@ -185,9 +203,11 @@ std::string describe(const Totals& t) {
   std::string text = fmt::format(
       "{} schedules: {} with a crash, {} a leave, {} a join, {} overlapping view changes, {} lost pages, {} "
       "lost untouched "
-      "pages, {} late grants, {} a destroyed segment; {} steps, {} messages, {} faults",
+      "pages, {} late grants, {} a destroyed segment; {} steps, {} messages, {} faults; {} one-sided reads brought {} "
+      "pages to others and {} to homes, {} writes waited for a close, {} of them for messages that had arrived",
       t.seeds, t.with_crash, t.with_leave, t.with_join, t.with_overlap, t.with_lost, t.with_untouched_lost,
-      t.with_late_grant, t.with_destroy, t.sum.steps, t.sum.messages, t.sum.faults);
+      t.with_late_grant, t.with_destroy, t.sum.steps, t.sum.messages, t.sum.faults, t.sum.fetches, t.sum.fetched,
+      t.sum.fetched_by_home,       t.sum.closes, t.sum.waited_closes);
   if (t.failed_seed) {
     text += fmt::format("\nseed {} failed: {}\nreplay: kevre_sim --seed {} --trace", *t.failed_seed,
                         t.failure, *t.failed_seed);

@@ -34,6 +34,21 @@ TEST(SimulatorFinds, ASharerThatTheHomeForgot) {
 TEST(SimulatorFinds, AGrantThatTheChangeOfViewThrewAway) {
   expect_found(Bug::kDropLateGrant, 2000);
 }
+TEST(SimulatorFinds, AWriteThatDoesNotWaitForNotesThatHadArrived) {
+  expect_found(Bug::kNoDrain, 5000);
+}
+TEST(SimulatorFinds, ANoteBehindItsRead) {
+  expect_found(Bug::kNoteAfterRead, 5000);
+}
+TEST(SimulatorFinds, ANoteThatTheHomeForgot) {
+  expect_found(Bug::kForgetNote, 1000);
+}
+TEST(SimulatorFinds, ASpoiledFetchThatIsInstalled) {
+  expect_found(Bug::kSpoiledFetchInstalled, 5000);
+}
+TEST(SimulatorFinds, APageThatStaysPublishedWhenItBecomesWritable) {
+  expect_found(Bug::kOpenAfterUpgrade, 1000);
+}
 
 TEST(Simulator, TheSameSeedGivesTheSameSchedule) {
   for (uint64_t seed = 1; seed <= 50; ++seed) {
@@ -54,6 +69,9 @@ TEST(Simulator, SchedulesReachTheHardCases) {
   EXPECT_GT(totals.with_untouched_lost, 200u);
   EXPECT_GT(totals.with_late_grant, 90u);
   EXPECT_GT(totals.with_destroy, 20u);
+  EXPECT_GT(totals.sum.fetched, 80u);
+  EXPECT_GT(totals.sum.fetched_by_home, 40u);
+  EXPECT_GT(totals.sum.waited_closes, 40u);
 }
 
 }  // namespace

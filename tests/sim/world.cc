@@ -15,15 +15,16 @@ namespace {
 const char* name_of(PageMessage::Kind kind) {
   static constexpr const char* kNames[] = {"?",        "read?",     "write?", "grant", "revoke", "revoked",
                                            "forward",  "done",      "lost",   "flush", "report", "known",
-                                           "handover", "reportend", "hole",   "ready"};
+                                           "handover", "reportend", "hole",   "ready", "reading"};
   return kNames[static_cast<size_t>(kind)];
 }
-std::string text_of(const PageMessage& m) {
+}  // namespace
+
+std::string World::text_of(const PageMessage& m) {
   return fmt::format("{} v{} s{:x} p{} m{:x}/{:x} a{} f{:x} r{} t{}", name_of(m.kind), m.view.value,
                      m.segment.value, m.page, m.mask, m.mask2, static_cast<int>(m.access), m.flags,
                      m.requester.value, m.transaction);
 }
-}  // namespace
 
 World::World(const WorldOptions& options)
     : options_(options), pages_(options.pages), channels_(kNodesMax * kNodesMax) {
@@ -40,8 +41,13 @@ uint32_t World::add_node() {
   Node& node = nodes_.emplace_back();
   node.id = NodeId(static_cast<uint16_t>(nodes_.size()));
   node.directory = std::make_unique<dsm::Directory>(
-      dsm::Directory::Options{.self = node.id, .bug = options_.bug, .hold = options_.hold});
+      dsm::Directory::Options{.self = node.id,
+                              .bug = options_.bug,
+                              .hold = options_.hold,
+                              .one_sided = options_.one_sided,
+                              .fetch_unseen = options_.fetch_unseen});
   node.frames.resize(options_.pages);
+  node.shelf.resize(options_.slots);
   node.view = views_.size();
   return static_cast<uint32_t>(nodes_.size() - 1);
 }
@@ -188,7 +194,19 @@ Event World::choice(size_t index) const {
   if (index < behind_.size()) {
     return {Event::Kind::kView, behind_[index]};
   }
-  return {Event::Kind::kDestroy, destroy_pending_[index - behind_.size()]};
+  index -= behind_.size();
+  if (index < destroy_pending_.size()) {
+    return {Event::Kind::kDestroy, destroy_pending_[index]};
+  }
+  index -= destroy_pending_.size();
+  if (index < arriving_.size()) {
+    return {Event::Kind::kArrive, arriving_[index]};
+  }
+  index -= arriving_.size();
+  if (index < reading_.size()) {
+    return {Event::Kind::kRead, reading_[index]};
+  }
+  return {Event::Kind::kClosed, static_cast<uint32_t>(index - reading_.size())};
 }
 
 void World::apply(Event event) {
@@ -230,22 +248,43 @@ void World::apply(Event event) {
       for (uint32_t page = 0; page < options_.pages; ++page) {
         if (in_second(page)) {
           node.frames[page].access = Access::kNone;
+          close_slot(event.a, page);
           wake(event.a, page);
         }
       }
       return;
+    }
+    case Event::Kind::kArrive:
+      return arrive(event.a);
+    case Event::Kind::kRead:
+      return step_fetch(event.a);
+    case Event::Kind::kClosed: {
+      const Closing closing = closable_[event.a];
+      closable_.erase(closable_.begin() + event.a);
+      note(fmt::format("n{} closed {}", closing.node + 1,
+                       options_.trace ? text_of(closing.closed) : std::string()));
+      effects_.clear();
+      nodes_[closing.node].directory->on_closed(closing.closed, effects_);
+      return execute(closing.node, nullptr);
     }
   }
 }
 
 void World::deliver(uint32_t channel) {
   Channel& c = channels_[channel];
+  if (c.queue.front().fetch != 0) {
+    return arrive(channel);
+  }
   const Message message = std::move(c.queue.front());
   c.queue.pop_front();
   if (c.queue.empty()) {
     std::erase(active_, channel);
   }
   const uint32_t to = channel % kNodesMax, from = channel / kNodesMax;
+  if (c.arrived > 0) {
+    --c.arrived;
+    delivered(to, from, ~0u);
+  }
   if (!nodes_[to].alive) {
     return;
   }
@@ -292,7 +331,7 @@ void World::execute(uint32_t node, const Message* handled) {
   for (const Effect& effect : effects_) {
     switch (effect.kind) {
       case Effect::Kind::kSend:
-        send(node, effect.to, {effect.message, {}});
+        send(node, effect.to, {effect.message, {}, 0});
         break;
       case Effect::Kind::kSendFrames:
         execute_frames(node, effect);
@@ -306,6 +345,12 @@ void World::execute(uint32_t node, const Message* handled) {
       case Effect::Kind::kStartHold:
         execute_page(node, effect);
         break;
+      case Effect::Kind::kFetch:
+        start_fetch(node, effect);
+        break;
+      case Effect::Kind::kClose:
+        close(node, effect);
+        break;
       case Effect::Kind::kStable:
         note(fmt::format("n{} stable in view {}", node + 1, effect.view.value));
         nodes_[node].stable = effect.view;
@@ -316,10 +361,11 @@ void World::execute(uint32_t node, const Message* handled) {
       return;
     }
   }
+  check_shelf(node);
 }
 
 void World::execute_frames(uint32_t node, const Effect& effect) {
-  Message message{effect.message, {}};
+  Message message{effect.message, {}, 0};
   for (uint64_t rest = effect.message.mask; rest != 0; rest &= rest - 1) {
     uint32_t page = 0;
     if (!to_index(effect.message.segment, effect.message.page + static_cast<uint64_t>(std::countr_zero(rest)),
@@ -339,8 +385,12 @@ void World::execute_frames(uint32_t node, const Effect& effect) {
     }
     if (effect.frame == Effect::Frame::kTake) {
       frame.access = Access::kNone;
+      close_slot(node, page);
     } else if (effect.frame == Effect::Frame::kDowngrade) {
       frame.access = Access::kRead;
+    }
+    if (effect.publish) {
+      open_slot(node, page);
     }
     message.payload.push_back(frame.stamp);
   }
@@ -399,6 +449,9 @@ void World::execute_page(uint32_t node, const Effect& effect) {
   if (effect.kind == Effect::Kind::kStartHold) {
     timers_.push_back({node, page, effect.segment});
     return;
+  }
+  if (effect.kind != Effect::Kind::kUpgrade || options_.bug != dsm::Directory::Options::Bug::kOpenAfterUpgrade) {
+    close_slot(node, page);
   }
   if (unchecked(page)) {
     frame.access = effect.kind == Effect::Kind::kUpgrade ? Access::kWrite : Access::kNone;
@@ -494,8 +547,12 @@ bool World::crash(uint32_t node, const std::function<size_t(size_t)>& arrive) {
   note(fmt::format("n{} crashes", node + 1));
   for (uint32_t other = 0; other < nodes_.size(); ++other) {
     const uint32_t out = node * kNodesMax + other, in = other * kNodesMax + node;
+    drop_reads(out);
+    drop_reads(in);
     std::deque<Message>& sent = channels_[out].queue;
     sent.resize(arrive(sent.size()));
+    channels_[out].arrived = std::min(channels_[out].arrived, static_cast<uint32_t>(sent.size()));
+    delivered(other, node, channels_[out].arrived);
     if (sent.empty()) {
       std::erase(active_, out);
     }
@@ -503,8 +560,10 @@ bool World::crash(uint32_t node, const std::function<size_t(size_t)>& arrive) {
       bury(node, message);
     }
     channels_[in].queue.clear();
+    channels_[in].arrived = 0;
     std::erase(active_, in);
   }
+  forget_fetches(node);
   std::erase_if(timers_, [&](const Timer& timer) { return timer.node == node; });
   std::erase(destroy_pending_, node);
   View next = views_.back();
@@ -607,10 +666,14 @@ void World::retire(uint32_t node) {
   for (uint32_t other = 0; other < nodes_.size(); ++other) {
     // What it sent and nobody read yet dies with it: kReady said that it did not matter any more.
     for (const uint32_t channel : {node * kNodesMax + other, other * kNodesMax + node}) {
+      drop_reads(channel);
       channels_[channel].queue.clear();
+      channels_[channel].arrived = 0;
       std::erase(active_, channel);
     }
+    delivered(other, node, 0);
   }
+  forget_fetches(node);
   std::erase_if(timers_, [&](const Timer& timer) { return timer.node == node; });
   std::erase(destroy_pending_, node);
   refresh_behind();
@@ -683,10 +746,16 @@ uint64_t World::digest() const {
     hash ^= hash >> 29;
   };
   // Stamps only matter as "the latest or not".
+  const auto add_slot = [&](const Slot& slot) {
+    add(slot.open ? 2 + slot.page * 4 + (slot.stamp == pages_[slot.page].latest ? 1 : 0) : 1);
+  };
   for (const Node& node : nodes_) {
     add(node.directory->digest());
     add(node.view * 4 + node.alive * 2u + node.stopped);
     add(node.stable.value);
+    for (const Slot& slot : node.shelf) {
+      add_slot(slot);
+    }
     for (uint32_t page = 0; page < options_.pages; ++page) {
       const Frame& frame = node.frames[page];
       add(static_cast<uint64_t>(frame.access) * 4 + (frame.stamp == pages_[page].latest ? 2 : 0) +
@@ -705,17 +774,19 @@ uint64_t World::digest() const {
       add(m.page);
       add(m.mask);
       add(m.requester.value * 1000003ull + m.transaction);
+      add(message.fetch != 0 ? fetches_[message.fetch].asked.transaction + 1ull : 0);
       for (const uint32_t stamp : message.payload) {
         add(stamp == pages_[0].latest ? 1 : 2);
       }
     }
-    add(77);
+    add(77 + channels_[i].arrived);
   }
   uint64_t timers = 0;
   for (const Timer& timer : timers_) {
     timers += (timer.node + 1) * 0x94d049bb133111ebull + timer.page;
   }
   add(timers);
+  add(reads_digest());
   for (const Page& page : pages_) {
     add(page.destroyed * 2u + (page.latest != 0));
   }
