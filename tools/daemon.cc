@@ -220,7 +220,9 @@ nlohmann::json Daemon::count() const {
           {"one_sided_writes", moved.one_sided_writes},
           {"one_sided_atomics", moved.one_sided_atomics},
           {"pages_in", pages.pages_in},
-          {"pages_out", pages.pages_out}};
+          {"pages_out", pages.pages_out},
+          {"pages_fetched", pages.directory.pages_fetched},
+          {"fetches_failed", pages.directory.fetches_failed}};
 }
 
 }  // namespace kevre::tools
