@@ -239,7 +239,7 @@ void SimTransport::handle(Event event) {
   }
 }
 
-// The rules of incarnations are those of the ucx backend (ucx_receive.cc).
+// The rules of incarnations are those of link_rules.h.
 void SimTransport::handle_message(Event event) {
   if (event.tag != options_.cluster_tag) {
     ++counters_.rejected;

@@ -1,4 +1,4 @@
-// Sending: admission (back-pressure), the slots that keep a message alive until UCX is done with it, and
+// Sending: the slots that keep a message alive until UCX is done with it, and
 // completion.
 #include <cstring>
 
@@ -13,53 +13,25 @@ constexpr unsigned kMessageId = 1;
 
 Result<void> UcxTransport::send(NodeId to, Service service, std::span<const std::byte> header,
                                 std::span<const std::byte> payload) {
-  KEVRE_ASSIGN(Link * link, admit(to, header, payload.size()));
+  KEVRE_ASSIGN(LinkState * link, rules_.admit(to, header, payload.size()));
   Buffer copy;
   if (!payload.empty()) {
     copy = pool_.take(payload.size());
     std::memcpy(copy.bytes().data(), payload.data(), payload.size());
   }
-  return post(link, service, header, std::move(copy));
+  return post(static_cast<Link*>(link), service, header, std::move(copy));
 }
 
 Result<void> UcxTransport::send(NodeId to, Service service, std::span<const std::byte> header,
                                 Buffer payload) {
-  KEVRE_ASSIGN(Link * link, admit(to, header, payload.size()));
-  return post(link, service, header, std::move(payload));
-}
-
-Result<Link*> UcxTransport::admit(NodeId to, std::span<const std::byte> header, size_t payload_bytes) {
-  if (header.size() > kHeaderBytesMax || payload_bytes > kPayloadBytesMax) {
-    return fail(Errc::kInvalid, "a message with {} bytes of header and {} of payload is too long",
-                header.size(), payload_bytes);
-  }
-  Link* link = link_of(to);
-  if (link == nullptr || !link->open) {
-    return fail(Errc::kPeerLost, "node {} is not connected", to);
-  }
-  // A message larger than the limit goes alone.
-  if (link->queued_bytes > 0 &&
-      link->queued_bytes + header.size() + payload_bytes > options_.peer_queue_bytes_max) {
-    link->was_busy = true;
-    return fail(Errc::kBusy, "{} bytes wait for node {}", link->queued_bytes, to);
-  }
-  return link;
+  KEVRE_ASSIGN(LinkState * link, rules_.admit(to, header, payload.size()));
+  return post(static_cast<Link*>(link), service, header, std::move(payload));
 }
 
 Result<void> UcxTransport::post(Link* link, Service service, std::span<const std::byte> header,
                                 Buffer payload) {
-  WireHeader wire;
-  wire.service = service;
-  wire.from = options_.self;
-  wire.to = link->peer;
-  wire.tag = options_.cluster_tag;
-  wire.from_link = link->own;
-  wire.to_link = link->remote;
-  wire.sequence = link->next_to_send;
-  wire.payload_bytes = static_cast<uint32_t>(payload.size());
-  wire.header_bytes = static_cast<uint16_t>(header.size());
   SendSlot* slot = take_slot();
-  encode_wire_header(wire, slot->head.data());
+  encode_wire_header(rules_.next_header(*link, service, header.size(), payload.size()), slot->head.data());
   if (!header.empty()) {
     std::memcpy(slot->head.data() + kWireHeaderBytes, header.data(), header.size());
   }
@@ -72,12 +44,10 @@ Result<void> UcxTransport::post(Link* link, Service service, std::span<const std
     give_slot_back(slot);
     Error why = error_of(UCS_PTR_STATUS(request), fmt::format("sending to node {}", link->peer));
     why.code = Errc::kPeerLost;
-    note_lost(link, why);
+    rules_.note_lost(link, why);
     return tl::unexpected(std::move(why));
   }
-  ++link->next_to_send;
-  ++counters_.messages_sent;
-  counters_.bytes_sent += bytes;
+  rules_.count_sent(link, bytes);
   if (request == nullptr) {
     give_slot_back(slot);
   } else {
@@ -126,36 +96,9 @@ void UcxTransport::on_sent(void* request, ucs_status_t /*status*/, void* user_da
   // A failed send is not told apart: the endpoint's error handler reports the whole link.
   link->queued_bytes -= slot->bytes;
   --link->unfinished_sends;
-  self->note_room(link);
+  self->rules_.note_room(link);
   self->give_slot_back(slot);
   ucp_request_free(request);
-}
-
-void UcxTransport::note_room(Link* link) {
-  if (link->was_busy && !link->writable_noted && link->open &&
-      link->queued_bytes <= options_.peer_queue_bytes_max / 2) {
-    link->writable_noted = true;
-    writable_.push_back(link->peer);
-  }
-}
-
-int UcxTransport::report_writable() {
-  std::vector<NodeId> writable;
-  writable.swap(writable_);
-  for (const NodeId peer : writable) {
-    for (size_t service = 0; service < kServices; ++service) {
-      Link* link = link_of(peer);  // a handler may have disconnected it
-      if (link == nullptr || !link->open) {
-        break;
-      }
-      link->was_busy = link->was_busy && !link->writable_noted;
-      link->writable_noted = false;
-      if (handlers_[service] != nullptr) {
-        handlers_[service]->on_writable(peer);
-      }
-    }
-  }
-  return static_cast<int>(writable.size());
 }
 
 UcxTransport::SendSlot* UcxTransport::take_slot() {

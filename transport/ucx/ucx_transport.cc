@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <ctime>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -104,28 +103,12 @@ Result<void> UcxTransport::start() {
   return {};
 }
 
-// Grows over the life of the node and across restarts of its process, so that a later incarnation is the
-// larger one.
-uint64_t UcxTransport::next_incarnation() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  const uint64_t clock =
-      static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
-  last_incarnation_ = std::max(last_incarnation_ + 1, clock);
-  return last_incarnation_;
-}
-
 Result<void> UcxTransport::connect(NodeId peer, std::span<const std::byte> address) {
-  if (peer == kNoNode || peer == options_.self) {
-    return fail(Errc::kInvalid, "node {} cannot connect to node {}", options_.self, peer);
-  }
-  if (link_of(peer) != nullptr) {
-    return fail(Errc::kExists, "node {} is connected already", peer);
-  }
+  KEVRE_TRY(rules_.may_connect(peer));
   KEVRE_ASSIGN(const auto raw, unwrap_address(address));
   auto link = std::make_unique<Link>();
   link->peer = peer;
-  link->own = next_incarnation();
+  link->own = rules_.next_incarnation();
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER;
@@ -137,16 +120,7 @@ Result<void> UcxTransport::connect(NodeId peer, std::span<const std::byte> addre
   if (status != UCS_OK) {
     return tl::unexpected(error_of(status, fmt::format("connecting to node {}", peer)));
   }
-  Acquaintance& known = acquaintances_[peer];
-  if (!known.held.empty()) {
-    link->remote = known.held.front().wire.from_link;
-    link->holding = true;
-    to_deliver_.push_back(peer);
-  }
-  if (links_.size() <= peer.value) {
-    links_.resize(size_t{peer.value} + 1);
-  }
-  links_[peer.value] = std::move(link);
+  rules_.add(std::move(link));
   return {};
 }
 
@@ -158,14 +132,15 @@ void UcxTransport::disconnect(NodeId peer) {
   if (link->open) {
     send_reset(link, link->remote);  // over shared memory the peer would not notice
   }
-  Acquaintance& known = acquaintances_[peer];
-  known.newest_dead = std::max(known.newest_dead, link->remote);
-  if (link->holding) {
-    drop_held(&known);  // else they are of a newer incarnation, and wait for the next connect()
-  }
-  std::erase_if(lost_, [peer](const Lost& lost) { return lost.peer == peer; });
-  link->open = false;
-  ended_.push_back(std::move(links_[peer.value]));
+  ended(rules_.take(peer));
+}
+
+void UcxTransport::refuse(LinkState* link, uint64_t from_link) {
+  send_reset(static_cast<Link*>(link), from_link);
+}
+
+void UcxTransport::ended(std::unique_ptr<LinkState> link) {
+  ended_.emplace_back(static_cast<Link*>(link.release()));
 }
 
 Capabilities UcxTransport::capabilities(NodeId peer) const {
@@ -179,13 +154,6 @@ Capabilities UcxTransport::capabilities(NodeId peer) const {
   }
   capabilities.via = link->via;
   return capabilities;
-}
-
-void UcxTransport::set_handler(Service service, Handler* handler) {
-  const auto index = static_cast<size_t>(service);
-  KEVRE_CHECK(index < kServices, "service {}", index);
-  KEVRE_CHECK(handler == nullptr || handlers_[index] == nullptr, "service {} has a handler already", index);
-  handlers_[index] = handler;
 }
 
 size_t UcxTransport::queued_bytes(NodeId peer) const {
@@ -206,7 +174,7 @@ int UcxTransport::progress() {
 }
 
 bool UcxTransport::arm() {
-  if (!to_deliver_.empty() || !lost_.empty() || !writable_.empty()) {
+  if (rules_.has_notes()) {
     return false;
   }
   for (const auto& link : ended_) {
@@ -223,16 +191,7 @@ bool UcxTransport::arm() {
 }
 
 int UcxTransport::act_on_notes() {
-  int done = 0;
-  if (!lost_.empty()) {
-    done += report_lost();
-  }
-  if (!to_deliver_.empty()) {
-    done += deliver_held();
-  }
-  if (!writable_.empty()) {
-    done += report_writable();
-  }
+  int done = rules_.act_on_notes();
   if (!ended_.empty()) {
     done += reap_closed();
   }
@@ -241,43 +200,13 @@ int UcxTransport::act_on_notes() {
 
 void UcxTransport::on_endpoint_error(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
   auto* self = static_cast<UcxTransport*>(argument);
-  for (const auto& link : self->links_) {
-    if (link != nullptr && link->endpoint == endpoint) {
-      self->note_lost(link.get(), Error{Errc::kPeerLost, 0,
-                                        fmt::format("the connection to node {} broke: {}", link->peer,
-                                                    ucs_status_string(status))});
-      return;
+  self->rules_.for_each([&](LinkState* link) {
+    if (static_cast<Link*>(link)->endpoint == endpoint) {
+      self->rules_.note_lost(link, Error{Errc::kPeerLost, 0,
+                                         fmt::format("the connection to node {} broke: {}", link->peer,
+                                                     ucs_status_string(status))});
     }
-  }
-}
-
-// From here on send() answers kPeerLost; the handlers hear of it after ucp_worker_progress().
-void UcxTransport::note_lost(Link* link, Error why) {
-  if (!link->open) {
-    return;
-  }
-  link->open = false;
-  lost_.push_back({link->peer, std::move(why)});
-}
-
-int UcxTransport::report_lost() {
-  std::vector<Lost> lost;
-  lost.swap(lost_);
-  for (const Lost& one : lost) {
-    const Link* link = link_of(one.peer);
-    if (link == nullptr || link->open) {
-      continue;  // a handler disconnected it meanwhile
-    }
-    Acquaintance& known = acquaintances_[one.peer];
-    known.newest_dead = std::max(known.newest_dead, link->remote);
-    ended_.push_back(std::move(links_[one.peer.value]));
-    for (size_t service = 0; service < kServices; ++service) {
-      if (handlers_[service] != nullptr) {
-        handlers_[service]->on_peer_lost(one.peer, one.why);
-      }
-    }
-  }
-  return static_cast<int>(lost.size());
+  });
 }
 
 void UcxTransport::start_close(Link* link) {
@@ -315,23 +244,22 @@ int UcxTransport::reap_closed() {
 // What was sent goes out first, as long as peers take it; then every endpoint is closed by force. (Closing
 // with a flush waits for the peer to answer, which a peer that is busy or gone does not.)
 void UcxTransport::shut_down() {
-  handlers_.fill(nullptr);
-  for (auto& link : links_) {
-    if (link != nullptr && link->open) {
-      send_reset(link.get(), link->remote);
+  rules_.silence();
+  std::vector<Link*> links;
+  rules_.for_each([&](LinkState* link) { links.push_back(static_cast<Link*>(link)); });
+  for (Link* link : links) {
+    if (link->open) {
+      send_reset(link, link->remote);
     }
   }
   Nanos deadline = now_ns() + kShutdownFlush;
-  while (now_ns() < deadline && std::any_of(links_.begin(), links_.end(), [](const auto& link) {
-           return link != nullptr && link->open && link->unfinished_sends > 0;
+  while (now_ns() < deadline && std::any_of(links.begin(), links.end(), [](const Link* link) {
+           return link->open && link->unfinished_sends > 0;
          })) {
     ucp_worker_progress(worker_);
   }
-  for (auto& link : links_) {
-    if (link != nullptr) {
-      link->open = false;
-      ended_.push_back(std::move(link));
-    }
+  for (Link* link : links) {
+    ended(rules_.take(link->peer));
   }
   deadline = now_ns() + kShutdownForce;
   do {
