@@ -180,7 +180,7 @@ int LinkRules::report_writable() {
 // ---- receiving
 
 void LinkRules::arrived(const WireHeader& wire, std::span<const std::byte> header,
-                           std::span<const std::byte> payload) {
+                        std::span<const std::byte> payload) {
   LinkState* link = link_of(wire.from);
   if (wire.kind == WireKind::kReset) {
     const bool meant = link != nullptr && link->open &&
@@ -228,7 +228,7 @@ void LinkRules::refuse(LinkState* link, const WireHeader& wire) {
 }
 
 void LinkRules::arrived_on(LinkState* link, const WireHeader& wire, std::span<const std::byte> header,
-                              std::span<const std::byte> payload) {
+                           std::span<const std::byte> payload) {
   if (link->holding) {
     if (!hold(wire, header, payload)) {
       note_lost(link, Error{Errc::kPeerLost, 0, fmt::format("too much waits from node {}", wire.from)});
@@ -248,7 +248,7 @@ void LinkRules::arrived_on(LinkState* link, const WireHeader& wire, std::span<co
 }
 
 void LinkRules::keep_early(LinkState* link, const WireHeader& wire, std::span<const std::byte> header,
-                              std::span<const std::byte> payload) {
+                           std::span<const std::byte> payload) {
   const bool seen = wire.sequence < link->next_to_receive || link->early.contains(wire.sequence);
   if (seen) {
     ++counters_.rejected;
@@ -283,7 +283,7 @@ void LinkRules::deliver_early(LinkState* link) {
 // Until connect(). What goes beyond the bounds is refused together with all that follows it on that link, so
 // that the sender hears of it instead of missing one message.
 bool LinkRules::hold(const WireHeader& wire, std::span<const std::byte> header,
-                        std::span<const std::byte> payload) {
+                     std::span<const std::byte> payload) {
   Acquaintance& known = acquaintances_[wire.from];
   const bool older = !known.held.empty() && wire.from_link < known.held.front().wire.from_link;
   if (wire.from_link <= known.newest_dead || older) {
@@ -346,7 +346,7 @@ int LinkRules::deliver_held() {
 }
 
 void LinkRules::deliver(const WireHeader& wire, std::span<const std::byte> header,
-                           std::span<const std::byte> payload) {
+                        std::span<const std::byte> payload) {
   Handler* handler = handlers_[static_cast<size_t>(wire.service)];
   if (handler == nullptr) {
     ++counters_.rejected;
@@ -358,7 +358,7 @@ void LinkRules::deliver(const WireHeader& wire, std::span<const std::byte> heade
 }
 
 Waiting LinkRules::copy_of(const WireHeader& wire, std::span<const std::byte> header,
-                              std::span<const std::byte> payload) {
+                           std::span<const std::byte> payload) {
   Waiting waiting{wire, pool_->take(header.size() + payload.size())};
   std::byte* to = waiting.bytes.bytes().data();
   if (!header.empty()) {

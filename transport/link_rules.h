@@ -1,13 +1,14 @@
-// The rules of links that the network backends (ucx, verbs) share: what makes messages of a peer arrive in order,
-// exactly once or not at all, over connections that come and go.
+// The rules of links that the network backends (ucx, verbs) share: what makes messages of a peer arrive in
+// order, exactly once or not at all, over connections that come and go.
 //
-// Each connect() makes a link with a new incarnation number, which every message carries (wire_header.h). What came
-// from a node that connect() was not called for yet is held (bounded) and delivered once it is. A message of an older
-// incarnation is rejected, and its sender is told (Backend::refuse), so that it reports the peer lost instead of
-// waiting. Sequence numbers check the order; a bounded buffer puts right what a network may reorder.
+// Each connect() makes a link with a new incarnation number, which every message carries (wire_header.h).
+// What came from a node that connect() was not called for yet is held (bounded) and delivered once it is. A
+// message of an older incarnation is rejected, and its sender is told (Backend::refuse), so that it reports
+// the peer lost instead of waiting. Sequence numbers check the order; a bounded buffer puts right what a
+// network may reorder.
 //
-// A loss is noted at any time and acted upon in act_on_notes(), which alone calls handlers besides arrived(); both are
-// called from the backend's progress() only.
+// A loss is noted at any time and acted upon in act_on_notes(), which alone calls handlers besides arrived();
+// both are called from the backend's progress() only.
 //
 // Owns: the links, the handlers' registrations, the counters, what is held. Threads: the transport's.
 // Tested by the conformance suite over each backend (tests/transport/).
@@ -81,9 +82,9 @@ class LinkRules {
   LinkState* link_of(NodeId peer) const {
     return peer.value < links_.size() ? links_[peer.value].get() : nullptr;
   }
-  Result<void> may_connect(NodeId peer) const;  // kInvalid, kExists
-  uint64_t next_incarnation();                  // grows, also across restarts of the process
-  void add(std::unique_ptr<LinkState> link);    // `peer` and `own` are filled in
+  Result<void> may_connect(NodeId peer) const;   // kInvalid, kExists
+  uint64_t next_incarnation();                   // grows, also across restarts of the process
+  void add(std::unique_ptr<LinkState> link);     // `peer` and `own` are filled in
   std::unique_ptr<LinkState> take(NodeId peer);  // disconnect(): no on_peer_lost follows; null: unknown peer
   void note_lost(LinkState* link, Error why);    // from here on send() answers kPeerLost
   template <class Do>
@@ -99,7 +100,8 @@ class LinkRules {
 
   // ---- sending
   Result<LinkState*> admit(NodeId to, std::span<const std::byte> header, size_t payload_bytes);
-  WireHeader next_header(const LinkState& link, Service service, size_t header_bytes, size_t payload_bytes) const;
+  WireHeader next_header(const LinkState& link, Service service, size_t header_bytes,
+                         size_t payload_bytes) const;
   void count_sent(LinkState* link, size_t bytes);
   void note_room(LinkState* link);  // after queued_bytes fell
 
@@ -133,7 +135,8 @@ class LinkRules {
                   std::span<const std::byte> payload);
   void deliver_early(LinkState* link);
   void deliver(const WireHeader& wire, std::span<const std::byte> header, std::span<const std::byte> payload);
-  Waiting copy_of(const WireHeader& wire, std::span<const std::byte> header, std::span<const std::byte> payload);
+  Waiting copy_of(const WireHeader& wire, std::span<const std::byte> header,
+                  std::span<const std::byte> payload);
   int report_lost();
   int deliver_held();
   int report_writable();

@@ -82,6 +82,7 @@ class Buffer {
   std::span<std::byte> bytes() { return {data_, size_}; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   size_t size() const { return size_; }
+  const void* pool() const { return pool_; }  // whose memory it is
   void shrink(size_t size) { size_ = size < size_ ? size : size_; }
   explicit operator bool() const { return data_ != nullptr; }
 

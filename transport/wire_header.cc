@@ -53,6 +53,19 @@ void encode_wire_header(const WireHeader& header, std::byte* out) {
   std::memcpy(out, &wire, sizeof wire);
 }
 
+std::optional<WireLengths> wire_lengths(std::span<const std::byte> head) {
+  Layout wire;
+  if (head.size() < sizeof wire) {
+    return std::nullopt;
+  }
+  std::memcpy(&wire, head.data(), sizeof wire);
+  if (wire.magic != kWireMagic || wire.header_bytes > kHeaderBytesMax ||
+      wire.payload_bytes > kPayloadBytesMax) {
+    return std::nullopt;
+  }
+  return WireLengths{wire.header_bytes, wire.payload_bytes};
+}
+
 WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag,
                                NodeId self) {
   WireDecoded decoded;

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "base/ids.h"
@@ -54,6 +55,14 @@ struct WireDecoded {
 
 // `out` has room for kWireHeaderBytes.
 void encode_wire_header(const WireHeader& header, std::byte* out);
+
+// What a wire header says about the lengths, checked against their bounds but nothing else; empty: too short,
+// not ours or out of bounds. For a backend that cuts messages in pieces.
+struct WireLengths {
+  uint16_t header_bytes = 0;
+  uint32_t payload_bytes = 0;
+};
+std::optional<WireLengths> wire_lengths(std::span<const std::byte> head);
 
 // `head` is the wire header followed by the service header; `payload_bytes` is what arrived beside it.
 WireDecoded decode_wire_header(std::span<const std::byte> head, size_t payload_bytes, uint64_t tag,

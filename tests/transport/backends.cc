@@ -1,9 +1,13 @@
 #include "tests/transport/backends.h"
 
+#include <cstdio>
+
 #include "base/check.h"
 #include "base/random.h"
 #include "transport/sim/sim_network.h"
 #include "transport/ucx/ucx_transport.h"
+#include "transport/verbs/probe.h"
+#include "transport/verbs/verbs_transport.h"
 
 namespace kevre::transport::testing {
 namespace {
@@ -38,16 +42,19 @@ class RealCluster final : public Cluster {
     }
   }
   void stop(size_t index) override { nodes_[index].reset(); }
+  int patience() const override { return slow_ ? 6 : 1; }
 
  private:
   const Options options_;
   const Make make_;
+  const bool slow_ = verbs::probe().usable();  // here that is an emulated machine
   std::vector<std::unique_ptr<Transport>> nodes_;
 };
 
 class SimCluster final : public Cluster {
  public:
-  SimCluster(size_t nodes, const Options& options) {
+  SimCluster(size_t nodes, const Options& options, const Capabilities& capabilities) {
+    network_.set_capabilities(capabilities);
     for (size_t i = 0; i < nodes; ++i) {
       Options mine = options;
       mine.self = NodeId(static_cast<uint16_t>(i + 1));
@@ -76,10 +83,28 @@ class SimCluster final : public Cluster {
   std::vector<std::unique_ptr<Transport>> nodes_;
 };
 
+Backend sim(const std::string& name, const Capabilities& capabilities) {
+  return {name, "sim",
+          [capabilities](size_t nodes, const Options& options) -> std::unique_ptr<Cluster> {
+            return std::make_unique<SimCluster>(nodes, options, capabilities);
+          },
+          capabilities.read};
+}
+
 Backend sim_backend() {
-  return {"sim", "sim", [](size_t nodes, const Options& options) -> std::unique_ptr<Cluster> {
-            return std::make_unique<SimCluster>(nodes, options);
-          }};
+  return sim("sim", {false, false, false, "sim"});
+}
+Backend sim_one_sided_backend() {
+  return sim("sim_one_sided", {true, true, true, "sim"});
+}
+
+Backend verbs_backend() {
+  return {"verbs", "rc",
+          [](size_t nodes, Options options) -> std::unique_ptr<Cluster> {
+            options.kind = "verbs";
+            return std::make_unique<RealCluster>(nodes, options, &verbs::VerbsTransport::create);
+          },
+          true};
 }
 
 Backend ucx(const std::string& name, const std::string& tls, const std::string& via) {
@@ -115,7 +140,7 @@ void Cluster::connect_all() {
 }
 
 bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
-  const Nanos end = now_ns() + deadline_ns;
+  const Nanos end = now_ns() + deadline_ns * patience();
   while (!condition()) {
     if (now_ns() > end) {
       return condition();
@@ -126,7 +151,21 @@ bool Cluster::until(const std::function<bool()>& condition, Nanos deadline_ns) {
 }
 
 std::vector<Backend> backends() {
-  return {sim_backend(), ucx("ucx_tcp", "tcp", "tcp"), ucx("ucx_shm", "posix", "shm"), choice("tcp", "tcp")};
+  std::vector<Backend> all = {sim_backend(), sim_one_sided_backend(), ucx("ucx_tcp", "tcp", "tcp"),
+                              ucx("ucx_shm", "posix", "shm")};
+  if (const auto found = verbs::probe(); found.usable()) {
+    all.push_back(verbs_backend());
+    all.push_back(choice("tcp", "rc"));
+    all.back().one_sided = true;
+  } else {
+    static const bool said = [&] {
+      std::printf("kevre: no verbs here: %s\n", found.why_not.c_str());
+      return true;
+    }();
+    static_cast<void>(said);
+    all.push_back(choice("tcp", "tcp"));
+  }
+  return all;
 }
 
 void Recorder::on_message(NodeId from, std::span<const std::byte> header,

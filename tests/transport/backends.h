@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ class Cluster {
   virtual std::unique_ptr<Transport> make_another(
       const Options& options) = 0;  // the caller makes it progress
   void connect_all();
+  virtual int patience() const { return 1; }  // multiplies deadlines: an emulated machine is slow
   // Steps until `condition` or `deadline_ns` passed; the condition's last value.
   bool until(const std::function<bool()>& condition, Nanos deadline_ns = 20 * kSecond);
 };
@@ -31,9 +33,13 @@ struct Backend {
   std::string name;
   std::string via;  // what capabilities() must say
   std::function<std::unique_ptr<Cluster>(size_t nodes, Options options)> make;
+  bool one_sided = false;
 };
 
-std::vector<Backend> backends();
+std::vector<Backend> backends();  // those that this machine can run; says why one is missing
+
+// For failure messages.
+inline void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
 
 // Records what a transport hands up.
 struct Message {

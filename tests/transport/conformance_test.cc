@@ -292,7 +292,9 @@ TEST_P(Conformance, AMessageForAServiceWithoutHandlerIsCountedNotDelivered) {
 
 TEST_P(Conformance, OneSidedOperationsAnswerUnsupportedWhereNotCapable) {
   start(2);
-  ASSERT_FALSE(node(0).capabilities(kTwo).read);
+  if (node(0).capabilities(kTwo).read) {
+    return;  // one_sided_test.cc
+  }
   const RegionKey key;
   std::array<std::byte, 8> bytes{};
   const Completion never = [](const Result<uint64_t>&) { FAIL() << "a completion of a refused operation"; };
@@ -420,7 +422,7 @@ TEST_P(Conformance, ASleepingLoopIsWokenByAMessage) {
     while ((*loop)->turn(0) > 0) {
     }
     send(0, kTwo, {}, pattern(i * 100, i));
-    if (GetParam().name == "sim") {
+    if (GetParam().via == "sim") {
       cluster_->step();
     }
     const Nanos end = now_ns() + 5 * kSecond;

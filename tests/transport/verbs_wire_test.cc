@@ -1,8 +1,10 @@
-// Addresses, private data and region keys of the verbs backend survive the way there and back, and damaged ones are refused.
+// Addresses, private data and region keys of the verbs backend survive the way there and back, and damaged
+// ones are refused.
+#include "transport/verbs/verbs_wire.h"
+
 #include <gtest/gtest.h>
 
 #include "base/random.h"
-#include "transport/verbs/verbs_wire.h"
 
 namespace kevre::transport::verbs {
 namespace {

@@ -77,18 +77,47 @@ void SimNetwork::deliver_due() {
     if (from != nullptr && event.kind == Event::Kind::kMessage) {
       from->sent(event.to, event.from_link, event.bytes());
     }
-    if (to != nullptr) {
+    if (to == nullptr) {
+      if (event.kind == Event::Kind::kMessage || event.kind == Event::Kind::kRequest) {
+        refuse(event, fmt::format("node {} does not answer", event.to));
+      }
+    } else if (event.kind == Event::Kind::kRequest) {
+      execute(std::move(event));
+    } else {
       to->put(std::move(event));
-    } else if (event.kind == Event::Kind::kMessage) {
-      Event lost;  // nobody there: the sender hears of it as of a refused connection
-      lost.kind = Event::Kind::kLost;
-      lost.from = event.to;
-      lost.to = event.from;
-      lost.to_link = event.from_link;
-      lost.text = fmt::format("node {} does not answer", event.to);
-      post(std::move(lost));
     }
   }
+}
+
+// The sender hears of it as of a refused or closed connection.
+void SimNetwork::refuse(const Event& event, std::string why) {
+  Event lost;
+  lost.kind = Event::Kind::kLost;
+  lost.from = event.to;
+  lost.to = event.from;
+  lost.to_link = event.from_link;
+  lost.text = std::move(why);
+  post(std::move(lost));
+}
+
+void SimNetwork::execute(Event request) {
+  SimTransport* owner = transport_of(request.to);
+  if (request.from_link <= owner->newest_dead_[request.from]) {
+    refuse(request, fmt::format("node {} ended the connection", request.to));
+    return;
+  }
+  Event answer;
+  answer.kind = Event::Kind::kAnswer;
+  answer.from = request.to;
+  answer.to = request.from;
+  answer.operation = request.operation;
+  const auto memory = owner->region_bytes(request.key, request.offset, request.wanted);
+  if (memory) {
+    answer.value = request.act(*memory, &answer.payload);
+  } else {
+    answer.value = tl::unexpected(memory.error());
+  }
+  post(std::move(answer));
 }
 
 void SimNetwork::cut(NodeId a, NodeId b) {
@@ -97,7 +126,8 @@ void SimNetwork::cut(NodeId a, NodeId b) {
     bool losing = false;
     for (auto i = events_.begin(); i != events_.end();) {
       const Event& event = i->second;
-      if (event.from != pair.first || event.to != pair.second || event.kind != Event::Kind::kMessage) {
+      if (event.from != pair.first || event.to != pair.second ||
+          (event.kind != Event::Kind::kMessage && event.kind != Event::Kind::kRequest)) {
         ++i;
         continue;
       }

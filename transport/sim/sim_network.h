@@ -3,8 +3,9 @@
 // Everything that happens follows from the seed and the calls: a message takes a random time, never overtakes
 // another of the same pair, often overtakes one of another pair. Time is virtual and moves only in advance().
 // Nothing is delivered by itself: what is due lies in the receiver's inbox until its progress(), and makes
-// its wake_fd() readable. A cut connection loses what was on its way (a random tail of it), and both ends
-// hear of it.
+// its wake_fd() readable. A one-sided operation acts on the peer's memory when it is due, in line with the
+// messages to that peer, whether or not the peer has looked into its inbox. A cut connection loses what was
+// on its way (a random tail of it), and both ends hear of it.
 //
 // Owns: what is on its way. The transports refer to the network, which outlives them.
 // Threads: one. Tested in tests/transport/conformance_test.cc and sim_test.cc.
@@ -55,20 +56,29 @@ class SimNetwork {
  private:
   friend class SimTransport;
   struct Event {
-    enum class Kind : uint8_t { kMessage, kLost, kOneSided } kind = Kind::kMessage;
+    // A request acts on the memory of `to` when it is due, without software there; the answer goes back.
+    enum class Kind : uint8_t { kMessage, kLost, kRequest, kAnswer } kind = Kind::kMessage;
     NodeId from, to;
     uint64_t from_link = 0, to_link = 0;
     uint64_t tag = 0;
     Service service = Service::kTest;
     std::vector<std::byte> header, payload;
-    std::string text;                // kLost: why
-    std::function<void()> complete;  // kOneSided: runs in the progress() of `to`
+    std::string text;        // kLost: why
+    uint64_t operation = 0;  // kRequest, kAnswer: whose; payload: what is written, what was read
+    RegionKey key;
+    uint64_t offset = 0;
+    size_t wanted = 0;  // bytes of the region
+    std::function<uint64_t(std::span<std::byte>, std::vector<std::byte>*)>
+        act;                               // kRequest; fills what was read
+    Result<uint64_t> value = uint64_t{0};  // kAnswer
     size_t bytes() const { return header.size() + payload.size(); }
   };
   using Pair = std::pair<NodeId, NodeId>;
 
   void post(Event event);
   void deliver_due();
+  void execute(Event request);
+  void refuse(const Event& event, std::string why);
   Nanos delay(size_t bytes);
   SimTransport* transport_of(NodeId node) const;
 

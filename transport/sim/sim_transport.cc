@@ -64,6 +64,8 @@ void SimTransport::disconnect(NodeId peer) {
   }
   const Link link = found->second;
   links_.erase(found);
+  links_ended_ = true;
+  signal();
   newest_dead_[peer] = std::max(newest_dead_[peer], link.remote);
   std::erase_if(lost_, [peer](const auto& lost) { return lost.first == peer; });
   Event event;
@@ -159,7 +161,8 @@ void SimTransport::sent(NodeId peer, uint64_t link_number, size_t bytes) {
 }
 
 bool SimTransport::arm() {
-  if (!inbox_.empty() || !to_deliver_.empty() || !writable_.empty() || !lost_.empty()) {
+  if (!inbox_.empty() || !to_deliver_.empty() || !writable_.empty() || !lost_.empty() || !drains_.empty() ||
+      links_ended_) {
     return false;
   }
   uint64_t value = 0;
@@ -171,6 +174,7 @@ int SimTransport::progress() {
   KEVRE_CHECK(!in_progress_, "a handler called progress()");
   in_progress_ = true;
   int done = 0;
+  const auto drains = std::exchange(drains_, {});
   for (const NodeId peer : std::exchange(to_deliver_, {})) {
     if (auto held = held_.extract(peer); !held.empty()) {
       for (Event& event : held.mapped()) {
@@ -185,6 +189,10 @@ int SimTransport::progress() {
     handle(std::move(event));
     ++done;
   }
+  for (const auto& drained : drains) {
+    drained();
+    ++done;
+  }
   for (auto& [peer, why] : std::exchange(lost_, {})) {
     const auto link = links_.find(peer);
     if (link == links_.end() || link->second.open) {
@@ -192,12 +200,16 @@ int SimTransport::progress() {
     }
     newest_dead_[peer] = std::max(newest_dead_[peer], link->second.remote);
     links_.erase(link);
+    links_ended_ = true;
     for (size_t service = 0; service < kServices; ++service) {
       if (handlers_[service] != nullptr) {
         handlers_[service]->on_peer_lost(peer, Error{Errc::kPeerLost, 0, why});
       }
     }
     ++done;
+  }
+  if (links_ended_) {
+    done += fail_operations();
   }
   for (const NodeId peer : std::exchange(writable_, {})) {
     for (size_t service = 0; service < kServices && open_link(peer) != nullptr; ++service) {
@@ -220,8 +232,10 @@ void SimTransport::lose(NodeId peer, std::string why) {
 
 void SimTransport::handle(Event event) {
   switch (event.kind) {
-    case Event::Kind::kOneSided:
-      event.complete();
+    case Event::Kind::kRequest:
+      return;  // the network executes it
+    case Event::Kind::kAnswer:
+      answered(std::move(event));
       return;
     case Event::Kind::kLost: {
       const Link* link = open_link(event.from);
@@ -313,101 +327,130 @@ void SimTransport::deregister_region(const RegionKey& key) {
   regions_.erase(number);
 }
 
-Result<std::span<std::byte>> SimTransport::remote_bytes(NodeId peer, const RemoteAddress& at, size_t bytes) {
-  const SimTransport* owner = network_->transport_of(peer);
-  if (owner == nullptr) {
-    return fail(Errc::kPeerLost, "node {} is gone", peer);
-  }
+Result<std::span<std::byte>> SimTransport::region_bytes(const RegionKey& key, uint64_t offset,
+                                                        size_t bytes) const {
   uint64_t number = 0;
-  std::memcpy(&number, at.key->bytes.data(), sizeof number);
-  const auto region = owner->regions_.find(number);
-  if (region == owner->regions_.end() || at.offset > region->second.size() ||
-      bytes > region->second.size() - at.offset) {
-    return fail(Errc::kInvalid, "no such remote memory");
+  std::memcpy(&number, key.bytes.data(), sizeof number);
+  const auto region = regions_.find(number);
+  if (region == regions_.end() || offset > region->second.size() || bytes > region->second.size() - offset) {
+    return fail(Errc::kInvalid, "node {} has no such memory, or no more", options_.self);
   }
-  return region->second.subspan(at.offset, bytes);
+  return region->second.subspan(offset, bytes);
 }
 
-// The act happens when the request is due at the peer; the completion in our progress(), one more delay
-// later.
-Result<void> SimTransport::one_sided(NodeId peer, bool capable, uint64_t* counter, RemoteAddress at,
-                                     size_t bytes, std::function<uint64_t(std::span<std::byte>)> act,
-                                     Completion done) {
+// The request stands in line with the messages to the peer and acts there when it is due; the answer is due
+// here one more delay later, and the completion runs in our progress().
+Result<void> SimTransport::one_sided(bool capable, uint64_t* counter, RemoteAddress at, size_t bytes, Act act,
+                                     Operation operation) {
+  const Link* link = open_link(operation.peer);
+  if (link == nullptr) {
+    return fail(Errc::kPeerLost, "node {} is not connected", operation.peer);
+  }
   if (!capable || at.key == nullptr) {
     return fail(Errc::kUnsupported,
                 "this peer has no such one-sided operation: ask capabilities() and send a message");
   }
-  if (open_link(peer) == nullptr) {
-    return fail(Errc::kPeerLost, "node {} is not connected", peer);
-  }
-  const RegionKey key = *at.key;
-  const uint64_t offset = at.offset;
-  Event event;
-  event.kind = Event::Kind::kOneSided;
-  event.from = peer;
-  event.to = options_.self;
-  event.complete = [this, peer, key, offset, bytes, act = std::move(act), done = std::move(done)] {
-    auto memory = open_link(peer) == nullptr
-                      ? Result<std::span<std::byte>>(fail(Errc::kPeerLost, "node {} is gone", peer))
-                      : remote_bytes(peer, RemoteAddress{&key, offset}, bytes);
-    if (memory) {
-      done(act(*memory));
-    } else {
-      done(tl::unexpected(memory.error()));
-    }
-  };
+  Event request;
+  request.kind = Event::Kind::kRequest;
+  request.from = options_.self;
+  request.to = operation.peer;
+  request.from_link = link->own;
+  request.operation = next_operation_++;
+  request.key = *at.key;
+  request.offset = at.offset;
+  request.wanted = bytes;
+  request.act = std::move(act);
+  operation.link = link->own;
+  operations_.emplace(request.operation, std::move(operation));
   ++*counter;
-  network_->post(std::move(event));
+  network_->post(std::move(request));
+  return {};
+}
+
+void SimTransport::answered(Event event) {
+  auto found = operations_.extract(event.operation);
+  if (found.empty()) {
+    return;  // its link was lost meanwhile
+  }
+  Operation& operation = found.mapped();
+  std::copy(event.payload.begin(), event.payload.end(), operation.to.begin());
+  operation.done(event.value);
+}
+
+int SimTransport::fail_operations() {
+  links_ended_ = false;
+  std::vector<Operation> failed;
+  for (auto i = operations_.begin(); i != operations_.end();) {
+    const auto link = links_.find(i->second.peer);
+    if (link != links_.end() && link->second.own == i->second.link) {
+      ++i;
+      continue;
+    }
+    failed.push_back(std::move(i->second));
+    i = operations_.erase(i);
+  }
+  for (const Operation& operation : failed) {
+    operation.done(fail(Errc::kPeerLost, "node {} was lost before the operation was done", operation.peer));
+  }
+  return static_cast<int>(failed.size());
+}
+
+// What has arrived lies in the inbox, which the next progress() hands up as a whole.
+Result<void> SimTransport::drain_arrivals(std::function<void()> done) {
+  const Capabilities& can = network_->options_.capabilities;
+  if (!can.read && !can.write && !can.atomic) {
+    return fail(Errc::kUnsupported,
+                "peers cannot operate on memory of this node: there is nothing to wait for");
+  }
+  drains_.push_back(std::move(done));
+  signal();
   return {};
 }
 
 Result<void> SimTransport::read(NodeId peer, RemoteAddress from, std::span<std::byte> to, Completion done) {
-  return one_sided(
-      peer, capabilities(peer).read, &counters_.one_sided_reads, from, to.size(),
-      [to](std::span<std::byte> memory) {
-        std::copy(memory.begin(), memory.end(), to.begin());
-        return uint64_t{0};
-      },
-      std::move(done));
+  return one_sided(capabilities(peer).read, &counters_.one_sided_reads, from, to.size(),
+                   [](std::span<std::byte> memory, std::vector<std::byte>* out) {
+                     out->assign(memory.begin(), memory.end());
+                     return uint64_t{0};
+                   },
+                   {peer, 0, to, std::move(done)});
 }
 
 Result<void> SimTransport::write(NodeId peer, std::span<const std::byte> from, RemoteAddress to,
                                  Completion done) {
   return one_sided(
-      peer, capabilities(peer).write, &counters_.one_sided_writes, to, from.size(),
-      [bytes = std::vector<std::byte>(from.begin(), from.end())](std::span<std::byte> memory) {
+      capabilities(peer).write, &counters_.one_sided_writes, to, from.size(),
+      [bytes = std::vector<std::byte>(from.begin(), from.end())](std::span<std::byte> memory, auto*) {
         std::copy(bytes.begin(), bytes.end(), memory.begin());
         return uint64_t{0};
       },
-      std::move(done));
+      {peer, 0, {}, std::move(done)});
 }
 
 Result<void> SimTransport::fetch_add(NodeId peer, RemoteAddress at, uint64_t addend, Completion done) {
-  return one_sided(
-      peer, capabilities(peer).atomic, &counters_.one_sided_atomics, at, sizeof(uint64_t),
-      [addend](std::span<std::byte> memory) {
-        uint64_t old = 0;
-        std::memcpy(&old, memory.data(), sizeof old);
-        const uint64_t sum = old + addend;
-        std::memcpy(memory.data(), &sum, sizeof sum);
-        return old;
-      },
-      std::move(done));
+  return one_sided(capabilities(peer).atomic, &counters_.one_sided_atomics, at, sizeof(uint64_t),
+                   [addend](std::span<std::byte> memory, auto*) {
+                     uint64_t old = 0;
+                     std::memcpy(&old, memory.data(), sizeof old);
+                     const uint64_t sum = old + addend;
+                     std::memcpy(memory.data(), &sum, sizeof sum);
+                     return old;
+                   },
+                   {peer, 0, {}, std::move(done)});
 }
 
 Result<void> SimTransport::compare_swap(NodeId peer, RemoteAddress at, uint64_t expected, uint64_t desired,
                                         Completion done) {
-  return one_sided(
-      peer, capabilities(peer).atomic, &counters_.one_sided_atomics, at, sizeof(uint64_t),
-      [expected, desired](std::span<std::byte> memory) {
-        uint64_t old = 0;
-        std::memcpy(&old, memory.data(), sizeof old);
-        if (old == expected) {
-          std::memcpy(memory.data(), &desired, sizeof desired);
-        }
-        return old;
-      },
-      std::move(done));
+  return one_sided(capabilities(peer).atomic, &counters_.one_sided_atomics, at, sizeof(uint64_t),
+                   [expected, desired](std::span<std::byte> memory, auto*) {
+                     uint64_t old = 0;
+                     std::memcpy(&old, memory.data(), sizeof old);
+                     if (old == expected) {
+                       std::memcpy(memory.data(), &desired, sizeof desired);
+                     }
+                     return old;
+                   },
+                   {peer, 0, {}, std::move(done)});
 }
 
 }  // namespace kevre::transport::sim

@@ -39,6 +39,7 @@ class SimTransport final : public Transport {
   Result<void> fetch_add(NodeId peer, RemoteAddress at, uint64_t addend, Completion done) override;
   Result<void> compare_swap(NodeId peer, RemoteAddress at, uint64_t expected, uint64_t desired,
                             Completion done) override;
+  Result<void> drain_arrivals(std::function<void()> done) override;
   Counters counters() const override { return counters_; }
 
  private:
@@ -61,9 +62,18 @@ class SimTransport final : public Transport {
   void deliver(const Event& event);
   void lose(NodeId peer, std::string why);
   Link* open_link(NodeId peer);
-  Result<std::span<std::byte>> remote_bytes(NodeId peer, const RemoteAddress& at, size_t bytes);
-  Result<void> one_sided(NodeId peer, bool capable, uint64_t* counter, RemoteAddress at, size_t bytes,
-                         std::function<uint64_t(std::span<std::byte>)> act, Completion done);
+  using Act = std::function<uint64_t(std::span<std::byte>, std::vector<std::byte>*)>;
+  struct Operation {  // one-sided, under way
+    NodeId peer;
+    uint64_t link = 0;
+    std::span<std::byte> to;  // of a read
+    Completion done;
+  };
+  Result<std::span<std::byte>> region_bytes(const RegionKey& key, uint64_t offset, size_t bytes) const;
+  Result<void> one_sided(bool capable, uint64_t* counter, RemoteAddress at, size_t bytes, Act act,
+                         Operation operation);
+  void answered(Event event);
+  int fail_operations();  // of links that are gone
 
   SimNetwork* const network_;
   const Options options_;
@@ -77,6 +87,10 @@ class SimTransport final : public Transport {
   std::vector<NodeId> writable_;
   std::vector<std::pair<NodeId, std::string>> lost_;
   std::map<uint64_t, std::span<std::byte>> regions_;
+  std::map<uint64_t, Operation> operations_;  // by number, which is the order they were asked for in
+  uint64_t next_operation_ = 1;
+  bool links_ended_ = false;  // operations may be without a link
+  std::vector<std::function<void()>> drains_;
   uint64_t next_region_ = 1;
   std::array<Handler*, kServices> handlers_{};
   Counters counters_;

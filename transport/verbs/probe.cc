@@ -60,7 +60,8 @@ Device ask(ibv_device* device) {
   }
   found.atomics = attributes.orig_attr.atomic_cap != IBV_ATOMIC_NONE;
   found.on_demand_paging = (attributes.odp_caps.general_caps & IBV_ODP_SUPPORT) != 0;
-  found.reads_in_flight = std::min(attributes.orig_attr.max_qp_rd_atom, attributes.orig_attr.max_qp_init_rd_atom);
+  found.reads_in_flight =
+      std::min(attributes.orig_attr.max_qp_rd_atom, attributes.orig_attr.max_qp_init_rd_atom);
   ibv_port_state best = IBV_PORT_NOP;
   for (uint8_t number = 1; number <= attributes.orig_attr.phys_port_cnt; ++number) {
     ibv_port_attr port{};
@@ -134,7 +135,8 @@ std::string why_none(const std::vector<Device>& devices) {
     return ::access("/sys/class/infiniband", F_OK) != 0
                ? "no RDMA device: the kernel has no RDMA driver loaded (modprobe mlx5_ib or what the adapter "
                  "needs; without one: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0)"
-               : "no RDMA device here (rdma link; without an adapter: rdma link add rxe0 type rxe netdev eth0)";
+               : "no RDMA device here (rdma link; without an adapter: rdma link add rxe0 type rxe netdev "
+                 "eth0)";
   }
   std::string all;
   for (const Device& device : devices) {
@@ -154,8 +156,8 @@ bool Subnet::contains(uint32_t other) const {
 }
 
 std::string Subnet::text() const {
-  return fmt::format("{}.{}.{}.{}/{}", address >> 24, (address >> 16) & 255, (address >> 8) & 255, address & 255,
-                     prefix);
+  return fmt::format("{}.{}.{}.{}/{}", address >> 24, (address >> 16) & 255, (address >> 8) & 255,
+                     address & 255, prefix);
 }
 
 Memlock memlock() {
@@ -177,16 +179,17 @@ Probe probe() {
   }
   if (!result.devices.empty()) {
     if (::access(kCmDevice, R_OK | W_OK) != 0) {
-      result.why_not = errno == ENOENT
-                           ? fmt::format("{} does not exist: modprobe rdma_ucm", kCmDevice)
-                           : fmt::format("no access to {}: chmod 666 {}, or be in its group", kCmDevice, kCmDevice);
+      result.why_not = errno == ENOENT ? fmt::format("{} does not exist: modprobe rdma_ucm", kCmDevice)
+                                       : fmt::format("no access to {}: chmod 666 {}, or be in its group",
+                                                     kCmDevice, kCmDevice);
       return result;
     }
     add_addresses(&result.devices);
   }
   for (Device& device : result.devices) {
     if (device.usable() && device.ports.empty()) {
-      device.why_not = fmt::format("no IPv4 address on the interface of device {}: ip address add", device.name);
+      device.why_not =
+          fmt::format("no IPv4 address on the interface of device {}: ip address add", device.name);
     }
   }
   result.why_not = why_none(result.devices);

@@ -1,7 +1,7 @@
-// What this machine has for RDMA, and what keeps kevre from using it: for the choice of a backend, `kevre info` and
-// `kevre doctor`. Asks the kernel each time (a few system calls; milliseconds with a device); creates nothing lasting.
-// Without any device, driver or permission it still answers, never aborts. Owns nothing. Threads: any.
-// Tested in tests/transport/verbs_probe_test.cc; with a device by the label rdma.
+// What this machine has for RDMA, and what keeps kevre from using it: for the choice of a backend, `kevre
+// info` and `kevre doctor`. Asks the kernel each time (a few system calls; milliseconds with a device);
+// creates nothing lasting. Without any device, driver or permission it still answers, never aborts. Owns
+// nothing. Threads: any. Tested in tests/transport/verbs_probe_test.cc; with a device by the label rdma.
 #pragma once
 
 #include <cstdint>
@@ -30,14 +30,14 @@ struct Port {
 };
 
 struct Device {
-  std::string name;           // "mlx5_0", "rxe0"
-  std::string state;          // of its best port: "active", "down", ...
-  std::string link_layer;     // "ethernet", "infiniband"
-  bool atomics = false;       // 64-bit atomics by the device
+  std::string name;        // "mlx5_0", "rxe0"
+  std::string state;       // of its best port: "active", "down", ...
+  std::string link_layer;  // "ethernet", "infiniband"
+  bool atomics = false;    // 64-bit atomics by the device
   bool on_demand_paging = false;
-  int reads_in_flight = 0;    // max_qp_rd_atom
-  std::vector<Port> ports;    // addresses to which it can be bound; empty: not usable
-  std::string why_not;        // with the remedy; empty: usable
+  int reads_in_flight = 0;  // max_qp_rd_atom
+  std::vector<Port> ports;  // addresses to which it can be bound; empty: not usable
+  std::string why_not;      // with the remedy; empty: usable
   bool usable() const { return why_not.empty(); }
 };
 

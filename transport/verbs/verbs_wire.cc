@@ -6,7 +6,8 @@
 namespace kevre::transport::verbs {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the wire is little-endian: add byte swaps for this machine");
+static_assert(std::endian::native == std::endian::little,
+              "the wire is little-endian: add byte swaps for this machine");
 
 // The last digit is the version of the layout.
 constexpr uint32_t kAddressMagic = 0x31415645;  // "EVA1"
@@ -36,7 +37,8 @@ struct WelcomeLayout {
   uint32_t magic;
   uint32_t chunk_bytes;
   uint16_t window;
-  uint16_t zero[3];
+  uint16_t atomics;
+  uint16_t zero[2];
 };
 static_assert(sizeof(WelcomeLayout) == kWelcomeBytes);
 
@@ -109,7 +111,7 @@ std::optional<Hello> decode_hello(std::span<const std::byte> data) {
 }
 
 std::array<std::byte, kWelcomeBytes> encode_welcome(const Welcome& welcome) {
-  const WelcomeLayout wire{kWelcomeMagic, welcome.chunk_bytes, welcome.window, {}};
+  const WelcomeLayout wire{kWelcomeMagic, welcome.chunk_bytes, welcome.window, welcome.atomics, {}};
   return std::bit_cast<std::array<std::byte, kWelcomeBytes>>(wire);
 }
 
@@ -118,7 +120,7 @@ std::optional<Welcome> decode_welcome(std::span<const std::byte> data) {
   if (!wire || wire->window == 0 || wire->window > kWindowMax) {
     return std::nullopt;
   }
-  return Welcome{wire->window, wire->chunk_bytes};
+  return Welcome{wire->window, wire->chunk_bytes, wire->atomics != 0};
 }
 
 RegionKey encode_region(const Region& region) {

@@ -1,7 +1,7 @@
 // What the verbs backend says to its like, beside messages (wire_header.h): addresses, the private data of a
-// connection's request and answer, and the keys of regions. Fixed layouts, little-endian; nothing of it is trusted:
-// decoders check magic, length and every field that has bounds. Pure functions; any thread.
-// Tested in tests/transport/verbs_wire_test.cc.
+// connection's request and answer, and the keys of regions. Fixed layouts, little-endian; nothing of it is
+// trusted: decoders check magic, length and every field that has bounds. Pure functions; any thread. Tested
+// in tests/transport/verbs_wire_test.cc.
 #pragma once
 
 #include <array>
@@ -40,7 +40,12 @@ std::optional<Hello> decode_hello(std::span<const std::byte> data);  // may be f
 struct Welcome {
   uint16_t window = 0;       // 1..kWindowMax
   uint32_t chunk_bytes = 0;  // of each
+  bool atomics = false;      // the peer's device has them
 };
+
+// With a refusal: why, one byte.
+enum class Refusal : uint8_t { kUnknown = 0, kStranger = 1, kNoMemory = 2 };
+
 inline constexpr uint16_t kWindowMax = 1024;
 inline constexpr size_t kWelcomeBytes = 16;
 std::array<std::byte, kWelcomeBytes> encode_welcome(const Welcome& welcome);
