@@ -1,7 +1,9 @@
-// transport_peer: the other process of ucx_process_test. Talks over the socket that is its descriptor 3:
+// transport_peer: the other process of ucx_process_test and verbs_process_test. Talks over the socket that is its descriptor 3:
 // sends its transport address, gets node 1's, then answers every message of node 1 with the same bytes until
-// the socket closes. Usage: transport_peer ID TLS [flood]   (flood: sends numbered messages as fast as it
-// may)
+// the socket closes. Usage: transport_peer ID TLS|verbs [MODE]
+//   flood   sends numbered messages as fast as it may
+//   region  registers a region of kRegionBytes, byte i being i * 7 modulo 251 but for a word of zero at its end, and sends its
+//           key as the header of a message
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -13,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -23,6 +26,7 @@ namespace {
 using namespace kevre;  // NOLINT: a small program
 constexpr int kSocket = 3;
 constexpr NodeId kParent{1};
+constexpr size_t kRegionBytes = size_t{1} << 20;
 
 class Peer : public transport::Handler {
  public:
@@ -35,6 +39,14 @@ class Peer : public transport::Handler {
     }
   }
   void on_peer_lost(NodeId, const Error&) override { loop->stop(); }
+  Result<void> offer_region() {
+    for (size_t i = 0; i + sizeof(uint64_t) < region.size(); ++i) {
+      region[i] = static_cast<std::byte>(i * 7 % 251);
+    }
+    KEVRE_ASSIGN(const transport::RegionKey key, transport->register_region(region));
+    return transport->send(kParent, transport::Service::kTest, std::span(key.bytes).first(key.size),
+                           std::span<const std::byte>());
+  }
   void flood() {
     const std::array<std::byte, 3000> payload{};
     while (true) {
@@ -53,6 +65,7 @@ class Peer : public transport::Handler {
   std::unique_ptr<EventLoop> loop;
   std::unique_ptr<transport::Transport> transport;
   uint64_t next = 0;
+  std::vector<std::byte> region = std::vector<std::byte>(kRegionBytes);
 };
 
 Result<void> run(int argc, char** argv) {
@@ -60,9 +73,11 @@ Result<void> run(int argc, char** argv) {
   KEVRE_ASSIGN(peer.loop, EventLoop::create());
   transport::Options options;
   options.self = NodeId(static_cast<uint16_t>(std::strtoul(argv[1], nullptr, 10)));
-  options.kind = "ucx";
-  options.ucx_tls = std::string(argv[2]) == "auto" ? "" : argv[2];
-  options.bind_address = "127.0.0.1";
+  const std::string carrier = argv[2];
+  const std::string mode = argc > 3 ? argv[3] : "";
+  options.kind = carrier == "verbs" ? "verbs" : "ucx";
+  options.ucx_tls = carrier == "auto" ? "" : carrier;
+  options.bind_address = carrier == "verbs" ? "" : "127.0.0.1";
   options.cluster_tag = 77;
   options.peer_queue_bytes_max = 1 << 20;
   KEVRE_ASSIGN(peer.transport, transport::create(options));
@@ -79,8 +94,10 @@ Result<void> run(int argc, char** argv) {
   }
   KEVRE_TRY(peer.transport->connect(kParent, std::span(address).first(static_cast<size_t>(got))));
   KEVRE_TRY(peer.loop->add(kSocket, EPOLLIN, [&](uint32_t) { peer.loop->stop(); }));
-  if (argc > 3) {
+  if (mode == "flood") {
     peer.flood();
+  } else if (mode == "region") {
+    KEVRE_TRY(peer.offer_region());
   }
   peer.loop->run();
   return {};
