@@ -1,6 +1,6 @@
-// bench_pair raw|kevre server|client SOCKET TRANSPORT TLS ROUNDS CPU [sleep|spin]: one of the two processes of `kevre bench
+// bench_pair raw|kevre server|client SOCKET TRANSPORT TLS ROUNDS CPU all|page [sleep|spin]: one of the two processes of `kevre bench
 // transport`, and the raw side of `kevre bench fault`, one process on each node. TRANSPORT: ucx or verbs; TLS: as UCX_TLS,
-// "-": any; CPU: -1: as it is; sleep or spin: only those cases. The client prints one JSON line: {"about": "...", "cases":
+// "-": any; CPU: -1: as it is; page: only what a page fault is held against; sleep or spin: only those. The client prints one JSON line: {"about": "...", "cases":
 // [{"case", "waiting", "bytes", "n", "median", "p99" in ns, or "mb_per_s"}]}.
 #include <fmt/format.h>
 
@@ -23,7 +23,7 @@ using namespace kevre;         // NOLINT: a small program
 using namespace kevre::bench;  // NOLINT
 
 struct Arguments {
-  bool raw = false, server = false;
+  bool raw = false, server = false, page = false;
   std::string transport, only;
   uint32_t rounds = 0;
   Options options;
@@ -43,6 +43,12 @@ std::vector<Work> works(const Arguments& a) {
       continue;
     }
     const uint32_t warm = std::max(a.rounds / 10, 10u);
+    if (a.page) {
+      const Verb verb = a.transport == "verbs" ? Verb::kRead : Verb::kMessage;
+      all.push_back({4096, a.rounds, warm, 0, spinning, verb});
+      all.push_back({65536, a.rounds, warm, verb == Verb::kRead ? 8u : 16u, spinning, verb});
+      continue;
+    }
     for (const size_t bytes : {size_t{8}, size_t{4096}, size_t{65536}}) {
       all.push_back({bytes, a.rounds, warm, 0, spinning, Verb::kMessage});
     }
@@ -112,7 +118,7 @@ Result<void> run(Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 8) {
+  if (argc < 9) {
     return 2;
   }
   log_start("bench_pair");
@@ -125,7 +131,8 @@ int main(int argc, char** argv) {
   a.options.tls = words[4] == "-" ? "" : words[4];
   a.rounds = std::max(static_cast<uint32_t>(std::strtoul(words[5].c_str(), nullptr, 10)), 1u);
   a.options.cpu = std::atoi(words[6].c_str());
-  a.only = words.size() > 7 ? words[7] : "";
+  a.page = words[7] == "page";
+  a.only = words.size() > 8 ? words[8] : "";
   a.options.patience = 60 * kSecond;
   if (const auto done = run(a); !done) {
     std::fprintf(stderr, "bench_pair: %s\n", done.error().text.c_str());

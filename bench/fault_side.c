@@ -1,9 +1,10 @@
-/* fault_side KEY PAGES: one side of `kevre bench fault`. A plain program on System V shared memory: what it measures is
+/* fault_side KEY PAGES STRIDE: one side of `kevre bench fault`. A plain program on System V shared memory: what it measures is
  * what any unmodified program sees. Reads commands from stdin, answers each with one JSON line on stdout:
  *   own          writes every page                      {"pages": n, "ns": total}
  *   read SEED    loads from each page, in random order  {"n", "min", "median", "p99"}  ns for each load
  *   write SEED   stores to each page, in random order   the same for each store
  *   stream       loads one word from each page, in order {"pages": n, "ns": total}
+ * It uses each STRIDE-th page of the segment: few pages side by side would be taken for a sequential reader's.
  * Pages are checked to hold what "own" or "write" put there: {"error": ...} otherwise. */
 #include <stdint.h>
 #include <stdio.h>
@@ -35,13 +36,13 @@ static void shuffle(uint32_t *order, size_t pages, unsigned seed) {
   }
 }
 
-static int touch(volatile uint64_t *base, size_t pages, int writing, unsigned seed) {
+static int touch(volatile uint64_t *base, size_t pages, size_t stride, int writing, unsigned seed) {
   uint32_t *order = malloc(pages * sizeof *order);
   uint64_t *took = malloc(pages * sizeof *took);
   size_t wrong = 0;
   shuffle(order, pages, seed);
   for (size_t i = 0; i < pages; i++) {
-    volatile uint64_t *word = base + (size_t)order[i] * kWordsOfPage;
+    volatile uint64_t *word = base + (size_t)order[i] * stride * kWordsOfPage;
     uint64_t start = now_ns(), seen = order[i];
     if (writing) *word = order[i];
     else seen = *word;
@@ -58,9 +59,9 @@ static int touch(volatile uint64_t *base, size_t pages, int writing, unsigned se
 }
 
 int main(int argc, char **argv) {
-  if (argc != 3) return 2;
-  size_t pages = strtoul(argv[2], NULL, 0);
-  int id = shmget((key_t)strtol(argv[1], NULL, 0), pages * 4096, IPC_CREAT | 0600);
+  if (argc != 4) return 2;
+  size_t pages = strtoul(argv[2], NULL, 0), stride = strtoul(argv[3], NULL, 0);
+  int id = shmget((key_t)strtol(argv[1], NULL, 0), pages * stride * 4096, IPC_CREAT | 0600);
   volatile uint64_t *base = id < 0 ? (void *)-1 : shmat(id, NULL, 0);
   if (base == (void *)-1) { perror("shmget or shmat"); return 1; }
   char command[16];
@@ -69,13 +70,13 @@ int main(int argc, char **argv) {
   for (char line[64]; fgets(line, sizeof line, stdin) != NULL;) {
     if (sscanf(line, "%15s %u", command, &seed) < 1) continue;
     if (strcmp(command, "read") == 0 || strcmp(command, "write") == 0) {
-      touch(base, pages, command[0] == 'w', seed);
+      touch(base, pages, stride, command[0] == 'w', seed);
       continue;
     }
     uint64_t start = now_ns(), wrong = 0;
     for (size_t i = 0; i < pages; i++) {
-      if (strcmp(command, "own") == 0) base[i * kWordsOfPage] = i;
-      else wrong += base[i * kWordsOfPage] != i;
+      if (strcmp(command, "own") == 0) base[i * stride * kWordsOfPage] = i;
+      else wrong += base[i * stride * kWordsOfPage] != i;
     }
     if (wrong > 0) printf("{\"error\": \"%lu of %zu pages hold something else\"}\n", (unsigned long)wrong, pages);
     else printf("{\"pages\": %zu, \"ns\": %lu}\n", pages, (unsigned long)(now_ns() - start));

@@ -38,9 +38,12 @@ struct Setting {
   bool verbs() const { return transport == "verbs"; }
 };
 
+constexpr uint64_t kBeyondReadAhead = 67;  // pages; what a daemon fetches ahead is fewer
+
 struct Amount {  // how much is measured
   int rounds = 5;
   uint64_t pages = 2048, stream_pages = 32768;
+  uint64_t stride = 1;  // between the pages
   uint64_t raw_rounds = 1000;
 };
 
@@ -131,7 +134,8 @@ constexpr const char* kStreamKey = "0x6b02";
 
 // Pages that the far node wrote and a third node has read: nobody may write them now.
 Result<void> measure_clean(const Nodes& nodes, const Amount& amount, PipedProgram& near, PipedProgram& far, Faults& faults) {
-  KEVRE_ASSIGN(PipedProgram third, nodes.start("n3", {own_path("fault_side"), kKey, std::to_string(amount.pages)}));
+  KEVRE_ASSIGN(PipedProgram third, nodes.start("n3", {own_path("fault_side"), kKey, std::to_string(amount.pages),
+                                                      std::to_string(amount.stride)}));
   for (int round = 0; round <= amount.rounds; ++round) {
     KEVRE_TRY(ask(far, "own"));
     KEVRE_TRY(ask(third, "read " + std::to_string(round + 7)));
@@ -147,7 +151,7 @@ Result<void> measure_clean(const Nodes& nodes, const Amount& amount, PipedProgra
 }
 
 Result<void> measure_stream(const Nodes& nodes, const Amount& amount, Faults& faults) {
-  const std::vector<std::string> side{own_path("fault_side"), kStreamKey, std::to_string(amount.stream_pages)};
+  const std::vector<std::string> side{own_path("fault_side"), kStreamKey, std::to_string(amount.stream_pages), "1"};
   KEVRE_ASSIGN(PipedProgram near, nodes.start("n1", side));
   KEVRE_ASSIGN(PipedProgram far, nodes.start("n2", side));
   for (int round = 0; round <= amount.rounds; ++round) {
@@ -161,7 +165,8 @@ Result<void> measure_stream(const Nodes& nodes, const Amount& amount, Faults& fa
 }
 
 Result<Faults> measure_faults(const Nodes& nodes, const Setting& setting, const Amount& amount) {
-  const std::vector<std::string> side{own_path("fault_side"), kKey, std::to_string(amount.pages)};
+  const std::vector<std::string> side{own_path("fault_side"), kKey, std::to_string(amount.pages),
+                                      std::to_string(amount.stride)};
   KEVRE_ASSIGN(PipedProgram near, nodes.start("n1", side));
   KEVRE_ASSIGN(PipedProgram far, nodes.start("n2", side));
   Faults faults;
@@ -191,7 +196,7 @@ Result<void> measure_raw(const Nodes& nodes, const Setting& setting, const Amoun
   const std::string meeting = "/tmp/kevre-bench-" + std::to_string(::getpid()) + ".sock";
   const auto side = [&](const char* role) {
     return std::vector<std::string>{own_path("bench_pair"), "raw", role, meeting, setting.transport,
-                                    setting.tls.empty() ? "-" : setting.tls, std::to_string(amount.raw_rounds), "-1",
+                                    setting.tls.empty() ? "-" : setting.tls, std::to_string(amount.raw_rounds), "-1", "page",
                                     setting.spinning ? "spin" : "sleep"};
   };
   for (int round = 0; round < amount.rounds; ++round) {
@@ -237,13 +242,14 @@ Result<Reference> reference_of(const Setting& setting, const PairResults& raw) {
 Amount amount_of(const BenchOptions& options) {
   Amount amount;
   if (options.quick) {
-    amount = {1, 512, 4096, 300};
+    amount = {1, 512, 4096, 1, 300};
   }
   if (options.iterations > 0) {
     amount.pages = options.iterations;
+    amount.stride = options.iterations < 512 ? kBeyondReadAhead : 1;
     amount.stream_pages = std::max<uint64_t>(options.iterations, 64);
     amount.raw_rounds = options.iterations;
-    amount.rounds = 3;
+    amount.rounds = options.quick ? 1 : 3;
   }
   return amount;
 }

@@ -29,7 +29,7 @@ Result<void> run_pair(const Setting& setting, const std::string& side, uint64_t 
     // One CPU: two spinners on it would measure the scheduler.
     const std::string cpu = cpus.empty() ? "-1" : std::to_string(cpus[place % cpus.size()]);
     std::vector<std::string> words{own_path("bench_pair"), side, role, meeting, setting.transport, setting.tls,
-                                   std::to_string(iterations), cpu};
+                                   std::to_string(iterations), cpu, "all"};
     if (cpus.size() < 2) {
       words.emplace_back("sleep");
     }
