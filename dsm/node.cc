@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "dsm/fetcher.h"
 #include "dsm/read_ahead.h"
 
 namespace kevre::dsm {
@@ -69,7 +70,8 @@ struct Node::Parts : Pager::Sink, transport::Handler {
       : options(given),
         loop(the_loop),
         transport(the_transport),
-        directory({given.self}),
+        fetcher(Fetcher::create(the_transport, given.shelf_bytes, [this] { on_fetcher_ended(); })),
+        directory({.self = given.self, .one_sided = fetcher != nullptr}),
         read_ahead(given.ahead_max) {}
 
   // Pager::Sink
@@ -86,6 +88,10 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   void unwatch(MmId mm);
   void execute();          // the effects in `effects`, then what they caused on this node
   void execute_effects();  // only those
+  bool handle_ended();     // one fetch or close
+  void on_fetcher_ended();
+  void fetch(const Effect& effect);
+  void unpublish(const Effect& effect);
   void execute(const Effect& effect);
   void execute_install(const Effect& effect);
   void answered(SegmentId segment, uint64_t page, uint64_t mask);
@@ -100,6 +106,7 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   void on_hold_timer();
   void sweep_holds();
   void check_programs();
+  void introduce();
 
   struct Hold {
     Nanos due;
@@ -109,6 +116,7 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   Options options;
   EventLoop* loop;
   transport::Transport* transport;
+  std::unique_ptr<Fetcher> fetcher;  // null: no one-sided reads
   Directory directory;
   std::unique_ptr<Pager> pager;
   ReadAhead read_ahead;
@@ -118,10 +126,12 @@ struct Node::Parts : Pager::Sink, transport::Handler {
   Nanos event_time = 0;
   Nanos typical_fault_ns = 0;  // moving average; without what others' holding adds
   std::vector<Effect> effects;
+  bool executing = false;
   std::span<const std::byte> payload;  // of the message being handled
   std::deque<Letter> inbox;            // to this node itself
   std::unordered_map<NodeId, std::deque<Letter>> outbox;
   std::unordered_set<NodeId> lost;
+  std::vector<NodeId> peers;  // of the newest view, this node among them
   std::deque<Hold> read_holds, write_holds;
   std::vector<Nanos> hold_waits;  // when holds end that somebody waits for; sorted, the next one last
   EventLoop::TimerId hold_timer = 0, sweep_timer = 0;
@@ -201,7 +211,17 @@ void Node::Parts::check_programs() {
       pager->drop(mm);
     }
   }
+  introduce();
   check_timer = loop->after(kCheckPrograms, [this] { check_programs(); });
+}
+
+// A peer may become able to read one-sided after the view that brought it.
+void Node::Parts::introduce() {
+  for (const NodeId peer : peers) {
+    if (fetcher != nullptr && peer != options.self) {
+      fetcher->introduce(peer);
+    }
+  }
 }
 
 // ---- effects
@@ -215,9 +235,14 @@ void Node::Parts::execute_effects() {
 }
 
 void Node::Parts::execute() {
+  executing = true;
   for (;;) {
     execute_effects();
     if (inbox.empty()) {
+      if (handle_ended()) {
+        continue;
+      }
+      executing = false;
       return;
     }
     const Letter letter = std::move(inbox.front());
@@ -225,6 +250,48 @@ void Node::Parts::execute() {
     payload = letter.payload ? letter.payload.bytes() : std::span<const std::byte>{};
     directory.on_message(options.self, letter.message, effects);
     execute_effects();  // while the letter lives
+  }
+}
+
+bool Node::Parts::handle_ended() {
+  Fetcher::Ended ended;
+  if (fetcher == nullptr || !fetcher->take(&ended)) {
+    return false;
+  }
+  if (ended.closed) {
+    directory.on_closed(ended.asked, effects);
+  } else {
+    payload = ended.bytes;
+    directory.on_fetched(ended.asked, ended.arrived, effects);
+  }
+  execute_effects();  // while the bytes live
+  if (directory.counters().deferred != deferred_seen) {
+    wait_for_hold(ended.asked.segment, ended.asked.page, ended.asked.mask);
+  }
+  return true;
+}
+
+// Often in the transport's progress(), but also when effects are being executed; then execute() comes to it.
+void Node::Parts::on_fetcher_ended() {
+  if (!executing) {
+    execute();
+    event_time = now_ns();
+    finish();
+  }
+}
+
+void Node::Parts::fetch(const Effect& effect) {
+  const auto waiting = outbox.find(effect.to);
+  const bool line_free = !lost.contains(effect.to) && (waiting == outbox.end() || waiting->second.empty());
+  fetcher->fetch(effect.to, effect.message, effect.note, line_free);
+}
+
+// The frames are about to change.
+void Node::Parts::unpublish(const Effect& effect) {
+  if (fetcher != nullptr) {
+    for (uint64_t rest = effect.mask; rest != 0; rest &= rest - 1) {
+      fetcher->shelf().close(effect.segment, effect.page + static_cast<uint64_t>(std::countr_zero(rest)));
+    }
   }
 }
 
@@ -240,14 +307,17 @@ void Node::Parts::execute(const Effect& effect) {
       execute_install(effect);
       break;
     case Effect::Kind::kUpgrade:
+      unpublish(effect);
       pager->upgrade(effect.segment, effect.page);
       answered(effect.segment, effect.page, 1);
       break;
     case Effect::Kind::kDrop:
+      unpublish(effect);
       pager->drop_copy(effect.segment, effect.page, effect.mask);
       gone.note(effect.segment, effect.page, now_ns());
       break;
     case Effect::Kind::kPoison:
+      unpublish(effect);
       for (uint64_t rest = effect.mask; rest != 0; rest &= rest - 1) {
         pager->poison(effect.segment, effect.page + static_cast<uint64_t>(std::countr_zero(rest)));
       }
@@ -256,7 +326,10 @@ void Node::Parts::execute(const Effect& effect) {
       hold(effect);
       break;
     case Effect::Kind::kFetch:
+      fetch(effect);
+      break;
     case Effect::Kind::kClose:
+      fetcher->close(effect.message);
       break;
     case Effect::Kind::kStable:
       stable = effect.view;
@@ -313,6 +386,7 @@ void Node::Parts::send_frames(const Effect& effect) {
   transport::Buffer bytes = transport->buffer(count * kPageBytes);
   switch (effect.frame) {
     case Effect::Frame::kTake:
+      unpublish(effect);
       pager->take(message.segment, message.page, message.mask, bytes.bytes());
       gone.note(message.segment, message.page, now_ns());
       break;
@@ -323,6 +397,13 @@ void Node::Parts::send_frames(const Effect& effect) {
     case Effect::Frame::kKeep:
       pager->read(message.segment, message.page, message.mask, bytes.bytes());
       break;
+  }
+  if (effect.publish && fetcher->anyone_reads()) {
+    size_t at = 0;
+    for (uint64_t rest = message.mask; rest != 0; rest &= rest - 1, at += kPageBytes) {
+      fetcher->shelf().open(message.segment, message.page + static_cast<uint64_t>(std::countr_zero(rest)),
+                            bytes.bytes().subspan(at, kPageBytes));
+    }
   }
   stats.pages_out += count;
   send(effect.to, message, std::move(bytes));
@@ -391,11 +472,22 @@ void Node::Parts::on_writable(NodeId peer) {
 
 void Node::Parts::on_peer_lost(NodeId peer, const Error&) {
   outbox[peer].clear();
+  if (fetcher != nullptr) {
+    fetcher->forget(peer);
+  }
 }
 
 void Node::Parts::on_message(NodeId from, std::span<const std::byte> header,
                              std::span<const std::byte> bytes) {
   if (lost.contains(from)) {
+    return;
+  }
+  if (header.size() == sizeof(ShelfMessage)) {
+    const auto shelf = decode_shelf(header, bytes.size());
+    stats.rejected += shelf ? 0 : 1;
+    if (shelf && fetcher != nullptr) {
+      fetcher->on_message(from, *shelf);
+    }
     return;
   }
   const auto message = decode(header, bytes.size());
@@ -530,7 +622,12 @@ void Node::on_view(const cluster::View& view) {
   for (const NodeId gone : view.lost) {
     parts_->lost.insert(gone);
     parts_->outbox.erase(gone);
+    if (parts_->fetcher != nullptr) {
+      parts_->fetcher->forget(gone);
+    }
   }
+  parts_->peers = members;
+  parts_->introduce();
   parts_->directory.on_view(view.id, members, view.lost, view.left, parts_->effects);
   parts_->execute();
   parts_->event_time = now_ns();
@@ -595,6 +692,9 @@ void Node::set_on_unmapped(std::function<void(MmId, uint64_t, uint64_t)> call) {
 void Node::destroy(SegmentId segment) {
   parts_->directory.on_destroy(segment, parts_->effects);
   parts_->execute();
+  if (parts_->fetcher != nullptr) {
+    parts_->fetcher->shelf().close_segment(segment);
+  }
   parts_->pager->destroy_segment(segment);
   parts_->finish();
 }

@@ -3,7 +3,8 @@
 // completely before the next. Sequential readers get windows of pages, the next one asked for when the reader
 // arrives at the one before (read_ahead.h). A peer that takes nothing for long fills its outbox; past
 // kOutboxMax messages it is disconnected, which the cluster layer sees as a loss. Messages of peers that a
-// view named lost are dropped. Owns: the directory and the pager. Threads: the engine thread (the loop's).
+// view named lost are dropped. Where the transport can, pages are fetched with one-sided reads (fetcher.h).
+// Owns: the directory, the pager and the fetcher. Threads: the engine thread (the loop's).
 // Tested in tests/dsm/node_test.cc.
 #pragma once
 
@@ -41,6 +42,7 @@ class Node {
     Nanos hold_max_ns = 1'000'000;  // and at most so long; between them adaptive (about one transfer time)
     uint32_t ahead_max = 63;        // pages fetched ahead of a sequential reader
     Nanos spin_ns = 20'000;         // given to the loop: it spins so long after work, then sleeps
+    size_t shelf_bytes = size_t{64} << 20;  // registered memory where peers read pages one-sided; 0: none
     Pager::Options pager;
   };
   static Result<std::unique_ptr<Node>> create(const Options& options, EventLoop* loop,

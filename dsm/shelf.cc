@@ -42,7 +42,7 @@ void set_state(uint64_t* state, uint64_t value) {
 
 Result<std::unique_ptr<Shelf>> Shelf::create(size_t bytes) {
   static_assert(sizeof(Header) == kHeaderBytes);
-  const auto groups = static_cast<uint32_t>(std::clamp<size_t>(bytes / kGroupBytes, 1, 1u << 20));
+  const auto groups = static_cast<uint32_t>(std::clamp<size_t>(bytes / kGroupBytes, 1, kGroupsMax));
   const size_t size = size_t{groups} * kGroupBytes;
   void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
@@ -65,42 +65,43 @@ uint64_t Shelf::offset_of(SegmentId segment, uint64_t page, uint32_t groups) {
   return group * kGroupBytes + page % kGroupPages * kSlotBytes;
 }
 
-std::byte* Shelf::slot(SegmentId segment, uint64_t page) const {
-  return memory_.data() + offset_of(segment, page, groups_);
+Shelf::Header& Shelf::header(size_t index) const {
+  return *reinterpret_cast<Header*>(memory_.data() + index * kSlotBytes);
 }
 
 void Shelf::open(SegmentId segment, uint64_t page, std::span<const std::byte> bytes) {
   KEVRE_CHECK(bytes.size() == kPageBytes, "a page of {} bytes", bytes.size());
-  std::byte* const at = slot(segment, page);
-  Header& header = *reinterpret_cast<Header*>(at);
-  set_state(&header.state, 0);
-  header.segment = segment;
-  header.page = page;
-  header.opening = ++openings_;
-  std::memcpy(at + kHeaderBytes, bytes.data(), kPageBytes);
-  header.checksum = checksum(segment, page, header.opening, bytes.data());
-  set_state(&header.state, kOpen);
+  const size_t index = index_of(segment, page);
+  Header& at = header(index);
+  set_state(&at.state, 0);
+  at.segment = segment;
+  at.page = page;
+  at.opening = ++openings_;
+  std::memcpy(memory_.data() + index * kSlotBytes + kHeaderBytes, bytes.data(), kPageBytes);
+  at.checksum = checksum(segment, page, at.opening, bytes.data());
+  set_state(&at.state, kOpen);
+  open_[index] = {segment, page};
 }
 
 void Shelf::close(SegmentId segment, uint64_t page) {
-  Header& header = *reinterpret_cast<Header*>(slot(segment, page));
-  if (header.segment == segment && header.page == page && header.state == kOpen) {
-    set_state(&header.state, 0);
+  const size_t index = index_of(segment, page);
+  if (open_[index] == PageRef{segment, page}) {
+    set_state(&header(index).state, 0);
+    open_[index] = {};
   }
 }
 
 void Shelf::close_segment(SegmentId segment) {
-  for (size_t at = 0; at < memory_.size(); at += kSlotBytes) {
-    Header& header = *reinterpret_cast<Header*>(memory_.data() + at);
-    if (header.segment == segment && header.state == kOpen) {
-      set_state(&header.state, 0);
+  for (size_t index = 0; index < open_.size(); ++index) {
+    if (open_[index].segment == segment) {
+      set_state(&header(index).state, 0);
+      open_[index] = {};
     }
   }
 }
 
 bool Shelf::is_open(SegmentId segment, uint64_t page) const {
-  const Header& header = *reinterpret_cast<const Header*>(slot(segment, page));
-  return header.segment == segment && header.page == page && header.state == kOpen;
+  return open_[index_of(segment, page)] == PageRef{segment, page};
 }
 
 std::span<const std::byte> Shelf::decode(SegmentId segment, uint64_t page, std::span<const std::byte> slot) {

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/ids.h"
 #include "base/result.h"
@@ -30,6 +31,7 @@ class Shelf {
   static constexpr size_t kSlotBytes = kHeaderBytes + kPageBytes;
   static constexpr uint64_t kGroupPages = 64;
   static constexpr size_t kGroupBytes = kSlotBytes * kGroupPages;
+  static constexpr uint32_t kGroupsMax = 1u << 16;
 
   // As much memory as fits into `bytes`, at least one group. kExhausted: there is no memory.
   static Result<std::unique_ptr<Shelf>> create(size_t bytes);
@@ -53,12 +55,17 @@ class Shelf {
 
  private:
   struct Header;
-  explicit Shelf(std::span<std::byte> memory, uint32_t groups) : memory_(memory), groups_(groups) {}
-  std::byte* slot(SegmentId segment, uint64_t page) const;
+  explicit Shelf(std::span<std::byte> memory, uint32_t groups)
+      : memory_(memory), groups_(groups), open_(memory.size() / kSlotBytes) {}
+  size_t index_of(SegmentId segment, uint64_t page) const {
+    return offset_of(segment, page, groups_) / kSlotBytes;
+  }
+  Header& header(size_t index) const;
 
   std::span<std::byte> memory_;
   uint32_t groups_ = 0;
   uint64_t openings_ = 0;
+  std::vector<PageRef> open_;  // by slot: what is open there; segment 0: nothing. So that closing looks at no header
 };
 
 }  // namespace kevre::dsm

@@ -1,15 +1,19 @@
-// Nodes with real programs over a real transport (ucx): three nodes on one loop in this process, programs
-// forked.
+// Nodes with real programs: three nodes on one loop in this process, programs forked. Over ucx, or what
+// KEVRE_TEST_TRANSPORT and KEVRE_TEST_ADDRESS say (verbs in the guest, tests/rdma); one-sided reads also over the sim
+// transport.
 #include "dsm/node.h"
 
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <deque>
 
 #include "base/clock.h"
 #include "base/random.h"
+#include "dsm/shelf.h"
 #include "tests/dsm/program.h"
+#include "transport/sim/sim_network.h"
 
 namespace kevre::dsm {
 namespace {
@@ -36,6 +40,18 @@ class NodeTest : public ::testing::Test {
     bool ended = false;
   };
 
+  static std::string setting(const char* name, const char* otherwise) {
+    const char* const value = std::getenv(name);
+    return value == nullptr ? otherwise : value;
+  }
+
+  // The nodes are connected by a simulated network with one-sided reads.
+  void simulate() {
+    transport::sim::SimOptions options;
+    options.capabilities.read = true;
+    network_ = std::make_unique<transport::sim::SimNetwork>(options);
+  }
+
   void start(size_t nodes, uint64_t bytes) {
     bytes_ = bytes;
     loop_ = EventLoop::create().value();
@@ -43,14 +59,15 @@ class NodeTest : public ::testing::Test {
       Seat seat;
       transport::Options options;
       options.self = NodeId(static_cast<uint16_t>(i + 1));
-      options.kind = "ucx";
-      options.bind_address = "127.0.0.1";
+      options.kind = setting("KEVRE_TEST_TRANSPORT", "ucx");
+      options.bind_address = setting("KEVRE_TEST_ADDRESS", "127.0.0.1");
       options.cluster_tag = 99;
-      seat.transport = transport::create(options).value();
+      seat.transport = network_ ? network_->create(options).value() : transport::create(options).value();
       ASSERT_TRUE(loop_->add_poller(seat.transport.get()).has_value());
       Node::Options node_options;
       node_options.self = options.self;
       node_options.pager.old_kernel = old_kernel_;
+      node_options.shelf_bytes = shelf_bytes_;
       auto made = Node::create(node_options, loop_.get(), seat.transport.get());
       if (!made) {
         loop_->remove_poller(seat.transport.get());
@@ -127,7 +144,8 @@ class NodeTest : public ::testing::Test {
       if (now_ns() > end) {
         return false;
       }
-      loop_->turn(kMillisecond);
+      const bool moved = network_ && network_->advance();
+      loop_->turn(moved ? 0 : kMillisecond);
     }
     return true;
   }
@@ -168,6 +186,26 @@ class NodeTest : public ::testing::Test {
     }
   }
 
+  uint64_t fetched() const {
+    uint64_t pages = 0;
+    for (const Seat& seat : seats_) {
+      pages += seat.node ? seat.node->stats().directory.pages_fetched : 0;
+    }
+    return pages;
+  }
+  void report_fetches() {
+    for (const Seat& seat : seats_) {
+      if (seat.node) {
+        const Directory::Counters c = seat.node->stats().directory;
+        fmt::print("n{}: {} pages fetched, {} failed, {} writes waited for a close; {} one-sided reads over {}\n",
+                   seat.transport->self(), c.pages_fetched, c.fetches_failed, c.closes,
+                   seat.transport->counters().one_sided_reads, seat.transport->name());
+      }
+    }
+  }
+
+  std::unique_ptr<transport::sim::SimNetwork> network_;  // null: real transports
+  size_t shelf_bytes_ = size_t{4} << 20;
   bool old_kernel_ = false;
   uint64_t bytes_ = 0;
   std::unique_ptr<EventLoop> loop_;
@@ -334,6 +372,117 @@ TEST_F(NodeTest, APageThatWasOnlyOnALostNodeGivesSigbusAndTheOthersGoOn) {
     EXPECT_EQ(ask(first, Kind::kAdd, page + 1, 1).signal, SIGBUS);
     EXPECT_EQ(ask(first, Kind::kAdd, page, 1).signal, 0);
     EXPECT_EQ(ask(second, Kind::kLoad, page).value, 2u);
+  }
+}
+
+// What no node has published yet comes by message; what another node has read already is fetched.
+TEST_F(NodeTest, WhatOthersHaveReadComesWithOneSidedReads) {
+  constexpr uint64_t kPages = 8 * kChunkPages;  // several homes
+  simulate();
+  ASSERT_NO_FATAL_FAILURE(start(3, kPages * kPageBytes));
+  Running& first = run(0, test::obey());
+  Running& second = run(1, test::obey());
+  Running& third = run(2, test::obey());
+  uint64_t expected = 0;
+  for (int round = 1; round <= 2; ++round) {
+    for (uint64_t chunk = 0; chunk < 8; ++chunk) {
+      for (uint64_t page = chunk * kChunkPages; page < chunk * kChunkPages + 8; ++page) {
+        ASSERT_EQ(ask(first, Kind::kStore, page, ++expected).signal, 0);
+      }
+    }
+    for (Running* reader : {&second, &third}) {
+      uint64_t value = expected - 64;
+      for (uint64_t chunk = 0; chunk < 8; ++chunk) {
+        for (uint64_t page = chunk * kChunkPages; page < chunk * kChunkPages + 8; ++page) {
+          ASSERT_EQ(ask(*reader, Kind::kLoad, page).value, ++value);
+        }
+      }
+    }
+  }
+  report_fetches();
+  EXPECT_GT(seats_[2].node->stats().directory.pages_fetched, 10u);
+  EXPECT_GT(seats_[2].transport->counters().one_sided_reads, 10u);
+}
+
+// Each program adds to pages of its choice and looks at others. No addition is lost, and no program sees a page
+// go back.
+TEST_F(NodeTest, NoIncrementIsLostAndNoReaderSeesAnOlderPageWithOneSidedReads) {
+  constexpr uint64_t kPages = 24;
+  constexpr int kSteps = 4'000;
+  simulate();
+  shelf_bytes_ = Shelf::kGroupBytes;
+  ASSERT_NO_FATAL_FAILURE(start(3, kPages * kPageBytes));
+  const auto body = [](uint64_t seed) {
+    return [seed](std::byte* memory, int) {
+      Random random(seed);
+      uint64_t seen[kPages] = {};
+      for (int i = 0; i < kSteps; ++i) {
+        const uint64_t page = random.below(kPages);
+        if (i % 8 == 0) {
+          test::add_atomically(memory + page * kPageBytes, 1);
+          ::sched_yield();
+        }
+        const uint64_t value = *reinterpret_cast<volatile uint64_t*>(memory + page * kPageBytes);
+        if (value < seen[page]) {
+          return 1;
+        }
+        seen[page] = value;
+      }
+      return 0;
+    };
+  };
+  for (uint64_t i = 0; i < 6; ++i) {
+    run(i % 3, body(i + 1));
+  }
+  ASSERT_TRUE(until([&] { return all_ended(); }));
+  for (const Running& running : programs_) {
+    EXPECT_EQ(running.status, 0) << "n" << running.node + 1 << " saw an older page";
+  }
+  report_fetches();
+  Running& reader = run(0, test::obey());
+  uint64_t sum = 0;
+  for (uint64_t page = 0; page < kPages; ++page) {
+    sum += ask(reader, Kind::kLoad, page).value;
+  }
+  EXPECT_EQ(sum, 6u * (kSteps / 8));
+  EXPECT_GT(fetched(), 100u);
+}
+
+TEST_F(NodeTest, ANodeThatDiesUnderOneSidedReadsIsLikeAnyOther) {
+  constexpr uint64_t kPages = 4 * kChunkPages;
+  simulate();
+  ASSERT_NO_FATAL_FAILURE(start(3, kPages * kPageBytes));
+  Running& first = run(0, test::obey());
+  Running& second = run(1, test::obey());
+  Running& third = run(2, test::obey());
+  for (uint64_t page = 0; page < kPages; page += 16) {
+    ASSERT_EQ(ask(third, Kind::kStore, page, page + 1).signal, 0);
+    ASSERT_EQ(ask(second, Kind::kLoad, page).value, page + 1);
+  }
+  // The first node has heard what is published and reads on; the third, which published it, is gone in the middle.
+  ASSERT_EQ(ask(first, Kind::kLoad, 0).value, 1u);
+  for (uint64_t page = 16; page < 64; page += 16) {
+    const Command command{Kind::kLoad, page * kPageBytes, 0};
+    ASSERT_EQ(::send(first.program->control(), &command, sizeof command, 0), static_cast<ssize_t>(sizeof command));
+  }
+  const Nanos deadline = now_ns() + 10 * kSecond;
+  while (seats_[0].transport->counters().one_sided_reads == 0 && now_ns() < deadline) {
+    loop_->turn(kMillisecond);  // nothing moves in the network: the read stays under way
+  }
+  ASSERT_GT(seats_[0].transport->counters().one_sided_reads, 0u);
+  third.program->kill();
+  third.program->reap();
+  seats_[2].node.reset();
+  loop_->remove_poller(seats_[2].transport.get());
+  seats_[2].transport.reset();
+  ASSERT_NO_FATAL_FAILURE(view(2, 2, {NodeId(3)}));
+  for (uint64_t page = 16; page < 64; page += 16) {
+    Answer got;
+    ASSERT_TRUE(until([&] { return ::recv(first.program->control(), &got, sizeof got, MSG_DONTWAIT) > 0; }));
+    EXPECT_EQ(got.value, page + 1);
+  }
+  for (uint64_t page = 0; page < kPages; page += 16) {
+    EXPECT_EQ(ask(first, Kind::kLoad, page).value, page + 1);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "dsm/fetcher.h"
 
 namespace kevre::dsm {
 namespace {
@@ -112,6 +113,28 @@ TEST_F(ShelfTest, RandomBytesAndMixturesOfTwoOpeningsAreNoPage) {
     }
     ASSERT_TRUE(Shelf::decode(kSegment, 9, mixed).empty());
     ASSERT_TRUE(Shelf::decode(kSegment, 9, std::span(mixed).first(random.below(Shelf::kSlotBytes))).empty());
+  }
+}
+
+TEST(ShelfMessage, WhatIsSentIsReadAndAnythingElseRefused) {
+  ShelfMessage m;
+  m.key_bytes = 8;
+  m.groups = 4;
+  m.key[7] = std::byte{1};
+  const auto decoded = [](const ShelfMessage& one, size_t payload = 0) {
+    return decode_shelf(std::as_bytes(std::span(&one, 1)), payload).has_value();
+  };
+  EXPECT_TRUE(decoded(m));
+  EXPECT_FALSE(decoded(m, 1));
+  EXPECT_FALSE(decode_shelf(std::as_bytes(std::span(&m, 1)).first(79), 0).has_value());
+  for (const auto& spoil : std::vector<void (*)(ShelfMessage&)>{
+           [](ShelfMessage& one) { one.magic = 1; }, [](ShelfMessage& one) { one.version = 2; },
+           [](ShelfMessage& one) { one.key_bytes = 0; }, [](ShelfMessage& one) { one.key_bytes = 65; },
+           [](ShelfMessage& one) { one.groups = 0; }, [](ShelfMessage& one) { one.groups = Shelf::kGroupsMax + 1; },
+           [](ShelfMessage& one) { one.reserved = 1; }, [](ShelfMessage& one) { one.key[8] = std::byte{1}; }}) {
+    ShelfMessage other = m;
+    spoil(other);
+    EXPECT_FALSE(decoded(other));
   }
 }
 
