@@ -24,6 +24,15 @@ class RealCluster final : public Cluster {
       nodes_.push_back(make_another(mine));
     }
   }
+  // tests/rdma/ adds these lines up.
+  ~RealCluster() override {
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      stop(i);
+    }
+    if (name_ == "verbs") {
+      std::printf("transport verbs: %llu one-sided reads\n", static_cast<unsigned long long>(reads_));
+    }
+  }
   std::unique_ptr<Transport> make_another(const Options& options) override {
     Options mine = options_;
     mine.self = options.self;
@@ -41,7 +50,13 @@ class RealCluster final : public Cluster {
       }
     }
   }
-  void stop(size_t index) override { nodes_[index].reset(); }
+  void stop(size_t index) override {
+    if (nodes_[index]) {
+      name_ = nodes_[index]->name();
+      reads_ += nodes_[index]->counters().one_sided_reads;
+      nodes_[index].reset();
+    }
+  }
   int patience() const override { return slow_ ? 6 : 1; }
 
  private:
@@ -49,6 +64,8 @@ class RealCluster final : public Cluster {
   const Make make_;
   const bool slow_ = verbs::probe().usable();  // here that is an emulated machine
   std::vector<std::unique_ptr<Transport>> nodes_;
+  std::string name_;
+  uint64_t reads_ = 0;
 };
 
 class SimCluster final : public Cluster {
