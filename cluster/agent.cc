@@ -17,6 +17,7 @@
 #include "cluster/door.h"
 #include "cluster/join.h"
 #include "cluster/membership.h"
+#include "transport/choice.h"
 
 namespace kevre::cluster {
 
@@ -382,9 +383,12 @@ void Agent::Parts::on_ready(Door::ConnectionId connection, Frame frame) {
     refuse(connection, Errc::kViewChanged, "the coordinator changed while this node joined; try again");
     return;
   }
-  if (const auto reached = transport->can_reach(transport_address); !reached) {
-    refuse(connection, reached.error().code, fmt::format("as {} sees it: {}", options.name, reached.error().text));
-    return;
+  for (const Member& member : membership->view().members) {
+    const auto common = transport::have_common_transport(transport_address, member.transport_address);
+    if (!common) {
+      refuse(connection, common.error().code, fmt::format("with {}: {}", member.name, common.error().text));
+      return;
+    }
   }
   m.id = i->second.id;
   m.name = i->second.hello.name;

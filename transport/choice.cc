@@ -7,6 +7,25 @@
 #include "base/check.h"
 
 namespace kevre::transport {
+namespace {
+
+Result<Choice> choose_or_say(const NodeAddress& here, const NodeAddress& there, const std::string& problem) {
+  Choice choice = choose(here, there, problem);
+  if (!choice.kind) {
+    const char* who = here.address_of(Kind::kUcx) == nullptr ? "this node takes verbs only" : "the peer takes verbs only";
+    return fail(Errc::kUnsupported, "no transport in common: {}, and {}; start both with --transport auto", who, choice.why);
+  }
+  return choice;
+}
+
+}  // namespace
+
+Result<void> have_common_transport(std::span<const std::byte> here, std::span<const std::byte> there) {
+  KEVRE_ASSIGN(const NodeAddress mine, decode_address(here));
+  KEVRE_ASSIGN(const NodeAddress theirs, decode_address(there));
+  KEVRE_TRY(choose_or_say(mine, theirs, ""));
+  return {};
+}
 
 Result<std::unique_ptr<Transport>> ChoiceTransport::create(std::vector<Part> parts, NodeAddress facts, std::string problem) {
   KEVRE_CHECK(!parts.empty(), "no backend");
@@ -85,14 +104,7 @@ Result<Transport*> ChoiceTransport::via(NodeId peer) const {
   return route->via;
 }
 
-Result<Choice> ChoiceTransport::choice_for(const NodeAddress& there) const {
-  Choice choice = choose(here_, there, problem_);
-  if (!choice.kind) {
-    const char* who = here_.address_of(Kind::kUcx) == nullptr ? "this node takes verbs only" : "the peer takes verbs only";
-    return fail(Errc::kUnsupported, "no transport in common: {}, and {}; start both with --transport auto", who, choice.why);
-  }
-  return choice;
-}
+Result<Choice> ChoiceTransport::choice_for(const NodeAddress& there) const { return choose_or_say(here_, there, problem_); }
 
 Result<void> ChoiceTransport::can_reach(std::span<const std::byte> address) const {
   KEVRE_ASSIGN(const NodeAddress there, decode_address(address));

@@ -18,6 +18,9 @@
 
 namespace kevre::transport {
 
+// Whether nodes with these two addresses can talk: kUnsupported with cause and remedy, as the node `here` sees it, when not.
+Result<void> have_common_transport(std::span<const std::byte> here, std::span<const std::byte> there);
+
 class ChoiceTransport final : public Transport {
  public:
   struct Part {
