@@ -40,7 +40,10 @@ template <class Done>
 Result<void> until(Side& side, bool sleeping, Nanos patience, const Done& done) {
   const Nanos deadline = now_ns() + patience;
   for (uint64_t turns = 1; !done(); ++turns) {
-    KEVRE_TRY(side.wait(sleeping));
+    const Result<void> turned = side.wait(sleeping);
+    if (!turned && !done()) {  // the last answer and the end of the connection may come at once
+      return turned;
+    }
     if ((sleeping || (turns & 0xffff) == 0) && now_ns() > deadline) {
       return fail(Errc::kTimedOut, "bench: no answer from the other side ({})", side.about());
     }
