@@ -10,6 +10,7 @@
 #include "tests/transport/backends.h"
 #include "tests/transport/peer_process.h"
 #include "transport/verbs/probe.h"
+#include "transport/verbs/verbs_transport.h"
 
 namespace kevre::transport::testing {
 namespace {
@@ -27,6 +28,14 @@ class VerbsProcess : public ::testing::Test {
     if (!found.usable()) {
       GTEST_SKIP() << "kevre: test skipped: " << found.why_not;
     }
+  }
+  static bool until_usable(const char* address) {
+    for (const Nanos end = now_ns() + 20 * kSecond; now_ns() < end; ::usleep(50'000)) {
+      if (verbs::choose(verbs::probe(), address)) {
+        return true;
+      }
+    }
+    return false;
   }
   void start(const char* mode = nullptr) {
     Options options;
@@ -207,6 +216,100 @@ TEST_F(VerbsProcess, TenThousandOperationsWithThePeerKilledInTheMiddleGetAnError
   EXPECT_EQ(got_.lost.size(), 1u);
   std::printf("%lu right, %lu failed, %lu refused; all answered %.1f ms after the kill\n", right, failed,
               refused, static_cast<double>(now_ns() - killed) / 1e6);
+}
+
+// A Soft-RoCE device of the test's own, on an interface of its own; both go with it.
+class OwnDevice {
+ public:
+  OwnDevice() {
+    made_ = run("ip link add kevret0 type dummy && ip link set kevret0 up mtu 4200 && ip addr add "
+                "10.78.0.1/24 dev kevret0"
+                " && rdma link add kevrer0 type rxe netdev kevret0") == 0;
+  }
+  ~OwnDevice() {
+    run("rdma link delete kevrer0 2>/dev/null");
+    run("ip link delete kevret0 2>/dev/null");
+  }
+  bool made() const { return made_; }
+  static int run(const char* command) { return std::system(command); }
+
+ private:
+  bool made_ = false;
+};
+
+bool on_soft_roce() {
+  const auto found = verbs::probe();
+  return !found.devices.empty() && found.devices[0].name.starts_with("rxe");
+}
+
+TEST_F(VerbsProcess, ADeviceThatGoesAwayLosesThePeersAnswersEverythingAndHoldsNobodyUp) {
+  if (::geteuid() != 0 || !on_soft_roce()) {
+    GTEST_SKIP() << "kevre: test skipped: only a Soft-RoCE device may be taken away, by root";
+  }
+  const OwnDevice device;
+  ASSERT_TRUE(device.made());
+  ASSERT_TRUE(until_usable("10.78.0.1"));
+  Options options;
+  options.cluster_tag = 77;
+  options.bind_address = "10.78.0.1";
+  std::vector<std::byte> memory(1 << 20);
+  std::vector<std::byte> page(4096);
+  std::array<Recorder, 2> got;
+  std::array<std::unique_ptr<Transport>, 2> nodes;
+  for (uint16_t i = 0; i < 2; ++i) {
+    options.self = NodeId(static_cast<uint16_t>(i + 1));
+    auto made = verbs::VerbsTransport::create(options);
+    ASSERT_TRUE(made.has_value()) << made.error().text;
+    nodes[i] = std::move(*made);
+    nodes[i]->set_handler(Service::kTest, &got[i]);
+  }
+  const auto both_until = [&](const std::function<bool()>& condition, Nanos deadline_ns) {
+    for (const Nanos end = now_ns() + deadline_ns; !condition() && now_ns() < end;) {
+      nodes[0]->progress();
+      nodes[1]->progress();
+    }
+    return condition();
+  };
+  ASSERT_TRUE(nodes[0]->connect(kPeer, nodes[1]->local_address()).has_value());
+  ASSERT_TRUE(nodes[1]->connect(NodeId(1), nodes[0]->local_address()).has_value());
+  const RegionKey key = *nodes[1]->register_region(memory);
+  size_t begun = 0, answered = 0, good = 0;
+  const auto read_one = [&] {
+    begun += nodes[0]->read(kPeer, {&key, 0}, page,
+                            [&](const Result<uint64_t>& value) {
+                              ++answered;
+                              good += value ? 1 : 0;
+                            })
+                 ? 1
+                 : 0;
+  };
+  read_one();
+  ASSERT_TRUE(nodes[1]->send(NodeId(1), Service::kTest, {}, as_bytes("hello")).has_value());
+  ASSERT_TRUE(both_until([&] { return good == 1 && !got[0].messages.empty(); }, 60 * kSecond));
+  const pid_t remover = ::fork();
+  if (remover == 0) {
+    ::execlp("rdma", "rdma", "link", "delete", "kevrer0", static_cast<char*>(nullptr));
+    ::_exit(9);
+  }
+  ASSERT_TRUE(both_until(
+      [&] {
+        if (begun - answered < 20) {
+          read_one();
+        }
+        return !got[0].lost.empty() && !got[1].lost.empty();
+      },
+      60 * kSecond));
+  ASSERT_TRUE(both_until([&] { return answered == begun; }, 10 * kSecond));
+  EXPECT_EQ(nodes[0]->connect(kPeer, nodes[1]->local_address()).error().code, Errc::kUnsupported);
+  EXPECT_EQ(got[0].lost.size(), 1u);
+  nodes[0].reset();
+  nodes[1].reset();
+  int status = -1;
+  const Nanos end = now_ns() + 30 * kSecond;
+  while (::waitpid(remover, &status, WNOHANG) == 0 && now_ns() < end) {
+    ::usleep(10'000);
+  }
+  EXPECT_EQ(status, 0) << "the device is still held";
 }
 
 // Figures for people: compare with ib_read_lat -s 4096 in the same machine.
