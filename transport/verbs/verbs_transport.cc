@@ -112,6 +112,9 @@ void VerbsTransport::lose_device(const std::string& why) {
   }
   broken_ = why;
   KEVRE_LOG_ERROR("verbs: {}", why);
+  for (const int fd : {device_->completions()->fd, device_->context()->async_fd}) {
+    ::epoll_ctl(wake_.get(), EPOLL_CTL_DEL, fd, nullptr);  // they would be ready for ever
+  }
   for (const auto& [number, link] : outgoing_) {
     lose(link, why);
     link->deadline = 0;
@@ -161,6 +164,10 @@ int VerbsTransport::look_at_device() {
 }
 
 int VerbsTransport::poll_completions(bool until_empty) {
+  if (!broken_.empty()) {
+    stash_.clear();
+    return 0;
+  }
   int done = static_cast<int>(stash_.size());
   for (const ibv_wc& completion : std::exchange(stash_, {})) {
     handle(completion);
@@ -175,7 +182,7 @@ int VerbsTransport::poll_completions(bool until_empty) {
     }
     polled_ += static_cast<uint64_t>(got);
     done += got;
-    for (int k = 0; k < got; ++k) {
+    for (int k = 0; k < got && broken_.empty(); ++k) {
       handle(batch[static_cast<size_t>(k)]);
     }
     if (got < kPollBatch) {
@@ -330,6 +337,18 @@ bool VerbsTransport::arm() {
       accepted_over_) {
     return false;
   }
+  if (broken_.empty() && !arm_completions()) {
+    return false;
+  }
+  set_timer();
+  std::array<epoll_event, 4> ready;
+  const bool at_once = ::epoll_wait(wake_.get(), ready.data(), static_cast<int>(ready.size()), 0) > 0;
+  look_now_ = true;  // whatever wakes us may be an event of the device
+  return !at_once;
+}
+
+// False: something is there already.
+bool VerbsTransport::arm_completions() {
   ibv_cq* cq = nullptr;
   void* context = nullptr;
   unsigned events = 0;
@@ -348,17 +367,7 @@ bool VerbsTransport::arm() {
   const int got = ibv_poll_cq(device_->cq(), kPollBatch, stash_.data());
   stash_.resize(static_cast<size_t>(std::max(got, 0)));
   polled_ += stash_.size();
-  if (!stash_.empty()) {
-    return false;
-  }
-  set_timer();
-  std::array<epoll_event, 4> ready;
-  if (::epoll_wait(wake_.get(), ready.data(), static_cast<int>(ready.size()), 0) > 0) {
-    look_now_ = true;
-    return false;
-  }
-  look_now_ = true;  // whatever wakes us may be an event of the device
-  return true;
+  return stash_.empty();
 }
 
 void VerbsTransport::set_timer() {

@@ -169,6 +169,7 @@ class VerbsTransport final : public Transport, private LinkRules::Backend {
   void refuse(LinkState* link, uint64_t from_link) override;
   void ended(std::unique_ptr<LinkState> link) override;
   int poll_completions(bool until_empty);
+  bool arm_completions();
   void handle(const ibv_wc& completion);
   int look_at_device();
   void look_at_async_events();
