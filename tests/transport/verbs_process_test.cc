@@ -151,6 +151,7 @@ TEST_F(VerbsProcess, APeerThatLeavesInOrderIsReportedLostAtOnce) {
 // No software runs there, and yet its memory is read: what pages rely on.
 TEST_F(VerbsProcess, AStoppedProcessIsStillReadFrom) {
   ASSERT_NO_FATAL_FAILURE(start_with_region());
+  ASSERT_NO_FATAL_FAILURE(expect_echo(100));  // a stopped process does not answer the request for a connection
   child_->signal(SIGSTOP);
   std::vector<std::byte> page(4096);
   for (size_t i = 0; i < 100; ++i) {

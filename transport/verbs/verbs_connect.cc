@@ -297,7 +297,11 @@ void VerbsTransport::on_request(rdma_cm_id* id, const rdma_cm_event& event) {
     if (accepted) {
       return;
     }
-    KEVRE_LOG_DEBUG("verbs: node {} was refused: {}", hello->from, accepted.error().text);
+    if (accepted.error().code == Errc::kExhausted) {
+      KEVRE_LOG_WARN("verbs: node {} was refused: {}", hello->from, accepted.error().text);
+    } else {  // it has gone meanwhile
+      KEVRE_LOG_DEBUG("verbs: node {} was refused: {}", hello->from, accepted.error().text);
+    }
     refusal = Refusal::kNoMemory;
   }
   rules_.counters().rejected += known ? 0 : 1;
