@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """Three nodes on this machine; unmodified programs of Debian packages share memory, a semaphore and a queue.
 
-./run demo builds first and then starts this. Exit status: 0 when every count is right.
+./run demo builds first and then starts this. Exit status: 0 when every count is right. --transport auto|ucx|verbs; --few counts
+less, for slow machines; KEVRE_BIN names the folder of another build.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -14,10 +16,10 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KEVRE = os.path.join(HERE, "..", "build", "release", "bin", "kevre")
+KEVRE = os.path.join(os.environ.get("KEVRE_BIN", os.path.join(HERE, "..", "build", "release", "bin")), "kevre")
 CLUSTER = f"demo-{os.getpid()}"
 ROUNDS = {"perl on n1": 1000, "python on n2": 1000, "C on n3": 4000}
-JOBS = 400
+JOBS = 200
 
 READ = "import sysv_ipc, sys; print(sysv_ipc.SharedMemory(sysv_ipc.ftok(sys.argv[1], ord('k'), True)).read(32).hex())"
 
@@ -103,10 +105,23 @@ def show_nodes():
     return sum(node["faults"] for node in status["nodes"]) > 0
 
 
+def take_options():
+    global JOBS
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--transport", choices=("auto", "ucx", "verbs"), default="auto")
+    parser.add_argument("--few", action="store_true")
+    options = parser.parse_args()
+    if options.few:
+        JOBS = 20
+        ROUNDS.update({name: rounds // 40 for name, rounds in ROUNDS.items()})
+    return options
+
+
 def main():
+    options = take_options()
     start = time.monotonic()
     say("three nodes, each with its own network, pids, mounts, IPC and host name")
-    if subprocess.run([KEVRE, "--cluster", CLUSTER, "cluster", "up", "--local", "3"]).returncode != 0:
+    if subprocess.run([KEVRE, "--cluster", CLUSTER, "cluster", "up", "--local", "3", "--transport", options.transport]).returncode != 0:
         return 1
     folder = tempfile.mkdtemp(prefix="kevre-demo-")
     try:
