@@ -132,7 +132,7 @@ int VerbsTransport::progress() {
   in_progress_ = true;
   const size_t drains = drains_.size();
   int done = rules_.act_on_notes();
-  const bool look = look_now_ || ++idle_turns_ >= kIdleTurnsBetweenLooks;
+  const bool look = look_at_wake_ups() || look_now_ || ++idle_turns_ >= kIdleTurnsBetweenLooks;
   // Before a connection's end is acted upon, what came over it is handed up.
   const int polled = poll_completions(look || drains > 0);
   done += polled;
@@ -152,6 +152,29 @@ int VerbsTransport::progress() {
   }
   in_progress_ = false;
   return done;
+}
+
+// After a sleep: takes the completion queue's event, if that was it. True: one of the device's other events was.
+bool VerbsTransport::look_at_wake_ups() {
+  if (!std::exchange(slept_, false)) {
+    return false;
+  }
+  std::array<epoll_event, 4> ready;
+  const int count = ::epoll_wait(wake_.get(), ready.data(), static_cast<int>(ready.size()), 0);
+  bool others = false;
+  for (int i = 0; i < count; ++i) {
+    if (ready[static_cast<size_t>(i)].data.fd != device_->completions()->fd) {
+      others = true;
+      continue;
+    }
+    ibv_cq* cq = nullptr;
+    void* context = nullptr;
+    if (ibv_get_cq_event(device_->completions(), &cq, &context) == 0) {
+      ibv_ack_cq_events(device_->cq(), 1);
+      armed_ = false;
+    }
+  }
+  return others;
 }
 
 int VerbsTransport::look_at_device() {
@@ -341,28 +364,20 @@ bool VerbsTransport::arm() {
     return false;
   }
   set_timer();
-  std::array<epoll_event, 4> ready;
-  const bool at_once = ::epoll_wait(wake_.get(), ready.data(), static_cast<int>(ready.size()), 0) > 0;
-  look_now_ = true;  // whatever wakes us may be an event of the device
-  return !at_once;
+  slept_ = true;
+  return true;
 }
 
-// False: something is there already.
+// False: something is there already. An event that was not taken yet (armed_) ends the sleep at once.
 bool VerbsTransport::arm_completions() {
-  ibv_cq* cq = nullptr;
-  void* context = nullptr;
-  unsigned events = 0;
-  while (ibv_get_cq_event(device_->completions(), &cq, &context) == 0) {
-    ++events;
+  if (!armed_) {
+    if (const int failed = ibv_req_notify_cq(device_->cq(), 0); failed != 0) {
+      lose_device(fmt::format("its completion queue cannot be armed: {}", std::strerror(failed)));
+      return false;
+    }
+    armed_ = true;
   }
-  if (events > 0) {
-    ibv_ack_cq_events(device_->cq(), events);
-  }
-  if (const int failed = ibv_req_notify_cq(device_->cq(), 0); failed != 0) {
-    lose_device(fmt::format("its completion queue cannot be armed: {}", std::strerror(failed)));
-    return false;
-  }
-  // What came before the queue was armed wakes nobody.
+  // What came before the queue was armed, or was left by the last turn, wakes nobody.
   stash_.resize(kPollBatch);
   const int got = ibv_poll_cq(device_->cq(), kPollBatch, stash_.data());
   stash_.resize(static_cast<size_t>(std::max(got, 0)));

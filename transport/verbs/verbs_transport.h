@@ -184,6 +184,7 @@ class VerbsTransport final : public Transport, private LinkRules::Backend {
   void shut_down();
 
   // verbs_connect.cc: rdma_cm
+  bool look_at_wake_ups();
   int take_connection_events();
   void on_outgoing_event(Link* link, const rdma_cm_event& event);
   void on_accepted_event(Accepted* accepted, const rdma_cm_event& event);
@@ -245,6 +246,8 @@ class VerbsTransport final : public Transport, private LinkRules::Backend {
   uint32_t idle_turns_ = 0;
   bool room_for_starved_ = false;  // bounces or answers came back: whoever waits for one goes on
   bool look_now_ = true;           // at the device's events
+  bool slept_ = false;             // since the last look at what wake_ says
+  bool armed_ = false;             // a completion will make an event, or has made one that was not taken
   bool timer_set_ = false;
   bool accepted_over_ = false;
   bool in_progress_ = false;
