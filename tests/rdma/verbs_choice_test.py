@@ -41,10 +41,10 @@ class Daemons:
 
     def start(self, name, transport):
         number = len(self.running)
-        command = [os.path.join(BIN, "kevred"), "--name", name, "--listen", f"10.77.0.1:{7800 + number}", "--key-file", self.key,
+        command = [os.path.join(BIN, "kevred"), "--name", name, "--listen", f"10.78.0.1:{7800 + number}", "--key-file", self.key,
                    "--control-socket", self.control(name), "--node-socket", self.control(name) + ".node", "--transport", transport]
         if number > 0:
-            command += ["--join", "10.77.0.1:7800"]
+            command += ["--join", "10.78.0.1:7800"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.running.append(process)
         end = time.monotonic() + WITHIN

@@ -18,7 +18,7 @@ class VerbsNode(unittest.TestCase):
     def test_pages_are_coherent_over_verbs_and_some_are_fetched(self):
         report.show_kernel()
         before = report.driver()
-        environment = dict(os.environ, KEVRE_TEST_TRANSPORT="verbs", KEVRE_TEST_ADDRESS="10.77.0.1")
+        environment = dict(os.environ, KEVRE_TEST_TRANSPORT="verbs", KEVRE_TEST_ADDRESS="10.78.0.1")
         suite = subprocess.Popen([SUITE, f"--gtest_filter={FILTER}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                  text=True, env=environment)
         pages = reads = ran = 0
