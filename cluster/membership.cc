@@ -3,6 +3,7 @@
 #include "cluster/membership.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/check.h"
 
@@ -74,7 +75,25 @@ void Membership::tick(Nanos now, Effects& effects) {
     leave(now, effects);
   }
   watch(now, effects);
+  settle_broken();
   drive(now, effects);
+}
+
+// A node that loses its device breaks with everybody at once, but the others say so one after the other. Were the younger
+// of the first two sent away at once, it might be the healthy one.
+void Membership::settle_broken() {
+  std::set<std::pair<NodeId, NodeId>> now_broken;
+  for (const Member& a : view_.members) {
+    for (const Member& b : view_.members) {
+      if (said_by(a.id, b.id) == Evidence::kBroken) {
+        now_broken.emplace(a.id, b.id);
+      }
+    }
+  }
+  settled_.clear();
+  std::set_intersection(now_broken.begin(), now_broken.end(), broken_.begin(), broken_.end(),
+                        std::inserter(settled_, settled_.end()));
+  broken_ = std::move(now_broken);
 }
 
 void Membership::ask(NodeId node, Nanos now, Effects& effects) {
@@ -198,7 +217,7 @@ Membership::Judgement Membership::judge() const {
   for (const Member& a : members) {
     for (const Member& b : members) {
       if (!result.gone.contains(a.id) && !result.gone.contains(b.id) &&
-          said_by(a.id, b.id) == Evidence::kBroken) {
+          said_by(a.id, b.id) == Evidence::kBroken && settled_.contains({a.id, b.id})) {
         younger.insert(std::max(a.id, b.id));
       }
     }

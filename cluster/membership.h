@@ -10,7 +10,8 @@
 //
 // What makes a member lost (Evidence in messages.h), as every member computes it from everybody's heartbeats:
 //   kDead    one member's word is enough: the node's kernel answered that its daemon is gone
-//   kBroken  the connection of two living members broke: the younger of the two must go
+//   kBroken  the connection of two living members broke: the younger of the two must go, unless one of them turns out to
+//            have lost others too (it goes then by kSilent's rule): the first word is given a tick or two for that
 //   kSilent  more than half of the others must say so
 // Two nodes: kDead suffices for either side; on mere silence the older survives and the younger, which cannot
 // reach a quorum, expels itself. In general a node without a quorum for a second failure_timeout expels
@@ -108,6 +109,7 @@ class Membership {
   void watch(Nanos now, Effects& effects);
   void ask(NodeId node, Nanos now, Effects& effects);
   Judgement judge() const;
+  void settle_broken();
   Evidence said_by(NodeId reporter, NodeId about) const;
   bool quorum(const std::set<NodeId>& nodes, const std::set<NodeId>& dead) const;
   void check_own_standing(Nanos now, const Judgement& judgement, Effects& effects);
@@ -134,6 +136,7 @@ class Membership {
   std::deque<View> log_;  // the newest views, view_ last
   std::map<NodeId, Peer> peers_;
   Nanos last_tick_ = 0;
+  std::set<std::pair<NodeId, NodeId>> broken_, settled_;  // (who says so, of whom): at the last tick; and at the one before
   Nanos quiet_until_ = 0;   // this node was stopped itself: listens before it judges
   Nanos astray_since_ = 0;  // without a quorum, or judged gone by its own reckoning; 0: in good standing
 

@@ -17,7 +17,11 @@ def driver():
     found = {}
     for device in sorted(glob.glob("/sys/class/infiniband/*")):
         counters = os.path.join(device, "ports/1/hw_counters")
-        found[os.path.basename(device)] = {name: int(read(os.path.join(counters, name))) for name in COUNTERS}
+        try:
+            found[os.path.basename(device)] = {name: int(read(os.path.join(counters, name))) for name in COUNTERS}
+        except OSError:
+            if os.path.exists(device):
+                raise
     return found
 
 
