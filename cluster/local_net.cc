@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <net/if.h>
 #include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cstring>
 #include <fstream>
 
 #include "base/clock.h"
@@ -19,6 +23,8 @@ namespace {
 constexpr int kAddressesLookedAt = 16;
 constexpr Nanos kAddressWithin = 5 * kSecond;
 constexpr int kAddressRetryUs = 5'000;
+constexpr Nanos kRunningWithin = 10 * kSecond;
+constexpr int kRunningRetryUs = 500;
 
 using Words = std::vector<std::string>;
 
@@ -104,6 +110,28 @@ bool has_address(const std::string& device, uint32_t index) {
   return false;
 }
 
+// The kernel says that an interface runs some time after both of its ends are up; on a busy machine that takes a while. UCX
+// leaves out what does not run when a daemon starts, for good, and then reaches nobody.
+Result<void> wait_until_running(const char* interface) {
+  const UniqueFd any(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!any) {
+    return fail_errno("socket");
+  }
+  ifreq request{};
+  std::strncpy(request.ifr_name, interface, sizeof request.ifr_name - 1);
+  for (const Nanos deadline = now_ns() + kRunningWithin;; ::usleep(kRunningRetryUs)) {
+    if (::ioctl(any.get(), SIOCGIFFLAGS, &request) != 0) {
+      return fail_errno("the state of {}", interface);
+    }
+    if ((request.ifr_flags & IFF_RUNNING) != 0) {
+      return {};
+    }
+    if (now_ns() > deadline) {
+      return fail(Errc::kTimedOut, "{} is up but does not run: see ip link, dmesg", interface);
+    }
+  }
+}
+
 }  // namespace
 
 std::string node_address(uint32_t index) { return fmt::format("10.77.0.{}", index); }
@@ -123,7 +151,8 @@ Result<void> join_by_bridge(pid_t holder, const std::vector<pid_t>& inits, uint3
 }
 
 Result<void> configure_node_network(uint32_t index) {
-  return run_ip(-1, fmt::format("link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\n", node_address(index)));
+  KEVRE_TRY(run_ip(-1, fmt::format("link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\n", node_address(index))));
+  return wait_until_running("eth0");
 }
 
 bool soft_roce_loaded() { return ::access("/sys/module/rdma_rxe", F_OK) == 0; }
