@@ -23,6 +23,8 @@ double Rounds::middle(std::vector<double> values) {
   return values.empty() ? 0 : values[values.size() / 2];
 }
 
+namespace {
+
 nlohmann::json to_json(const std::string& bench, const std::string& transport, const std::vector<Row>& rows) {
   auto list = nlohmann::json::array();
   for (const Row& row : rows) {
@@ -49,6 +51,16 @@ void print(const std::vector<Row>& rows) {
                fmt::format("{:.2f}", row.ratio()), row.target > 0 ? fmt::format("{:.2f}", row.target) : "", row.note});
   }
   table.print(stdout);
+}
+
+}  // namespace
+
+void report(const std::string& bench, const std::string& transport, const std::vector<Row>& rows, bool json) {
+  if (json) {
+    std::printf("%s\n", to_json(bench, transport, rows).dump(2).c_str());
+  } else {
+    print(rows);
+  }
 }
 
 void show_progress(size_t done, size_t all, const std::string& what) {

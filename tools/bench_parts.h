@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "tools/commands.h"
 
 namespace kevre::tools {
 
@@ -34,9 +35,24 @@ struct Row {
   double ratio() const { return bandwidth ? raw.median / ours.median : ours.median / raw.median; }
 };
 
-nlohmann::json to_json(const std::string& bench, const std::string& transport, const std::vector<Row>& rows);
-void print(const std::vector<Row>& rows);
 void show_progress(size_t done, size_t all, const std::string& what);  // on a terminal only; done == all: takes it away
+
+void report(const std::string& bench, const std::string& transport, const std::vector<Row>& rows, bool json);
+
+// Measures each setting (it has `name` and `transport`) and reports the rows; the command's exit status.
+template <class Setting, class Measure>
+int bench(const std::string& name, const std::vector<Setting>& settings, const BenchOptions& options, Measure measure) {
+  std::vector<Row> rows;
+  for (size_t i = 0; i < settings.size(); ++i) {
+    show_progress(i, settings.size(), settings[i].name);
+    if (const Result<void> measured = measure(settings[i], options, rows); !measured) {
+      return complain(measured.error());
+    }
+  }
+  show_progress(1, 1, "");
+  report(name, settings.back().transport, rows, options.json);
+  return 0;
+}
 
 std::string own_path(const char* sibling);  // of a program beside this one
 std::vector<int> allowed_cpus();

@@ -313,20 +313,7 @@ int bench_fault(const BenchOptions& options) {
     verbs = true;
   }
   const std::vector<Setting> settings = settings_of(options, verbs && options.transport != "ucx");
-  std::vector<Row> rows;
-  for (size_t i = 0; i < settings.size(); ++i) {
-    show_progress(i, settings.size(), settings[i].name);
-    if (const auto measured = measure(settings[i], options, rows); !measured) {
-      return complain(measured.error());
-    }
-  }
-  show_progress(1, 1, "");
-  if (options.json) {
-    std::printf("%s\n", to_json("fault", settings.back().transport, rows).dump(2).c_str());
-  } else {
-    print(rows);
-  }
-  return 0;
+  return bench("fault", settings, options, measure);
 }
 
 }  // namespace kevre::tools

@@ -92,20 +92,7 @@ int bench_transport(const BenchOptions& options) {
   if (verbs) {
     settings.push_back({"verbs", "verbs", "-"});
   }
-  std::vector<Row> rows;
-  for (size_t i = 0; i < settings.size(); ++i) {
-    show_progress(i, settings.size(), settings[i].name);
-    if (const auto measured = measure(settings[i], options, rows); !measured) {
-      return complain(measured.error());
-    }
-  }
-  show_progress(1, 1, "");
-  if (options.json) {
-    std::printf("%s\n", to_json("transport", settings.back().transport, rows).dump(2).c_str());
-  } else {
-    print(rows);
-  }
-  return 0;
+  return bench("transport", settings, options, measure);
 }
 
 }  // namespace kevre::tools
