@@ -135,7 +135,7 @@ bool VerbsTransport::post_next(Link* link, Work* work) {
     piece.addr = reinterpret_cast<uintptr_t>(chunk);
     link->window.count_sent();
   }
-  const size_t advance = work->kind == Work::Kind::kMarker ? 0 : request.num_sge == 0 ? 0 : piece.length;
+  const size_t advance = request.num_sge == 0 ? 0 : piece.length;
   const bool last = work->posted + advance == work->bytes;
   const bool at_once = last && (request.send_flags & IBV_SEND_INLINE) != 0;
   posted.last = last;
